@@ -1,0 +1,131 @@
+"""Cost of a schedule in multiply-accumulate operations, counted on the real network by torch's flop counter.
+
+The network runs on the meta device, with its own code and the shapes of a real call: no arithmetic, no memory, exact counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from .run import FULL_DEPTH, Run, StepRecord
+from .schedule import Schedule, StepKind
+from .unet_steps import NetworkCall, block_count
+
+log = logging.getLogger(__name__)
+
+_LAYER = re.compile(r".*\.network\.(?:(?P<part>input|output)_blocks\.(?P<block>\d+)|(?P<middle>middle)_block)\.\d+")
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What one row of a batch costs.
+
+    Args:
+        full_macs: every block.
+        blocks: by block, such as ("input", 0), ("middle", 0), ("output", 8); empty for a network that is no LDM-layout U-Net.
+    """
+
+    full_macs: float
+    blocks: Mapping[tuple[str, int], float] = field(default_factory=dict)
+
+    @cached_property
+    def partial_macs(self) -> dict[int, float]:
+        """The cost of a partial step, by depth: the blocks that run, and what is no block's (time embedding, output layer)."""
+        n = sum(part == "input" for part, _ in self.blocks)
+        outside = self.full_macs - sum(self.blocks.values())
+        pairs = (self.blocks["input", i] + self.blocks["output", n - 1 - i] for i in range(n - 1))
+        return {i + 1: outside + macs for i, macs in enumerate(accumulate(pairs))}
+
+    def macs(self, depth: int) -> float:
+        """Return the cost of one row at a depth, `FULL_DEPTH` for every block."""
+        return self.full_macs if depth == FULL_DEPTH else self.partial_macs[depth]
+
+    def share(self, depth: int) -> float:
+        """Return the cost of a partial step as a share of a full one."""
+        return self.macs(depth) / self.full_macs
+
+
+def count_macs(network: nn.Module, call: NetworkCall) -> NetworkCost | None:
+    """Count the multiply-accumulates of one row of a call, block by block.
+
+    Args:
+        network: the diffusion network.
+        call: a real call of it; only shapes and types matter.
+
+    Returns:
+        the cost, or None when the network's code does not run on the meta device (said in the log).
+    """
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    weights = {f"network.{name}": torch.empty_like(value, device="meta") for name, value in tensors.items()}
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            functional_call(_Pass(network), weights, (call.shapes(),))
+    except Exception as error:  # whatever an unknown network's code raises on meta tensors: the count is a courtesy
+        log.warning("Flexiffusion: the MACs of %s cannot be counted: %s", type(network).__name__, error)
+        return None
+    rows = call.x.shape[0]
+    flops = {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}
+    blocks: Counter[tuple[str, int]] = Counter()
+    if block_count(network) is not None:
+        for name, count in flops.items():
+            if layer := _LAYER.fullmatch(name):
+                # The host calls a block's layers one by one, never the block: so they are what is added up.
+                blocks[layer["part"] or layer["middle"], int(layer["block"] or 0)] += count / 2 / rows
+    return NetworkCost(counter.get_total_flops() / 2 / rows, dict(blocks))
+
+
+def schedule_cost(schedule: Schedule, cost: NetworkCost) -> float:
+    """Return the MACs of one sample of one conditioning under a schedule; guidance doubles this and its teacher alike."""
+    total = 0.0
+    for step in schedule.steps():
+        if step.kind is StepKind.FULL:
+            total += cost.full_macs
+        elif step.kind is StepKind.PARTIAL:
+            total += cost.macs(step.depth)
+    return total
+
+
+def predicted_speedup(schedule: Schedule, cost: NetworkCost) -> float:
+    """Return the teacher's MACs over the schedule's; with and without guidance it is the same."""
+    return len(schedule) * cost.full_macs / schedule_cost(schedule, cost)
+
+
+def run_macs(records: Iterable[StepRecord], cost: NetworkCost) -> float:
+    """Return the MACs that a run really spent, over all its rows."""
+    return sum(rows * cost.macs(depth) for record in records for depth, rows in record.calls.items())
+
+
+def all_full_macs(run: Run, cost: NetworkCost) -> float:
+    """Return the MACs of the same run with every step full, from the evaluations and rows that this run had.
+
+    Exact for samplers that ask the same number of times at every step; a sampler that asks twice at most of them is counted
+    with its mean.
+    """
+    evaluations = sum(record.evaluations for record in run.records)
+    computed = [record for record in run.records if record.network_calls]
+    rows = sum(sum(record.calls.values()) for record in computed)
+    asked = sum(record.evaluations for record in computed)
+    kept = len(run.plan.kept) - 1
+    return evaluations / kept * len(run.plan.steps) * rows / asked * cost.full_macs if asked else 0.0
+
+
+class _Pass(nn.Module):
+    """One call of a network, as a module whose weights can be stood in for."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, call: NetworkCall) -> torch.Tensor:
+        return call.run(getattr(self.network, "_forward", self.network))

@@ -1,0 +1,86 @@
+"""The embedded model: weights, captions, guidance, and its noise levels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import FlexiError
+from .captions import embed_captions
+from .scenes import IMAGE_SIZE, Caption
+from .unet import UNet
+
+WEIGHTS = Path(__file__).parent / "weights" / "unet.safetensors"
+DEFAULT_CFG = 3.0
+LATENT_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
+_TOKEN_TABLE = "token_embedding.weight"
+
+
+def training_sigmas(beta_schedule: str) -> torch.Tensor:
+    """Return the 1000 training noise levels, ascending, of `linear START END` (betas linear in the square root)."""
+    _, start, end = beta_schedule.split()
+    betas = torch.linspace(float(start) ** 0.5, float(end) ** 0.5, 1000, dtype=torch.float64) ** 2
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    return ((1 - alphas_cumprod) / alphas_cumprod).sqrt().float()
+
+
+class DemoModel:
+    """An eps-predicting U-Net on Stable Diffusion's noise levels, for captioned 32x32 scenes.
+
+    Args:
+        unet: the network.
+        token_table: embedding table of the caption tokens [rows, D].
+        unet_config: the arguments that the network was made with, also the host's.
+        sigmas: training noise levels [1000], ascending.
+    """
+
+    def __init__(self, unet: UNet, token_table: torch.Tensor, unet_config: dict, sigmas: torch.Tensor) -> None:
+        self.unet, self.token_table, self.unet_config, self.sigmas = unet, token_table, unet_config, sigmas
+
+    @classmethod
+    def load(cls, path: Path = WEIGHTS) -> DemoModel:
+        """Return the model of a weights file.
+
+        Raises:
+            FlexiError: the file is missing or not a demo model.
+        """
+        config, weights, beta_schedule = read_weights(path)
+        table = weights.pop(_TOKEN_TABLE)
+        unet = UNet(**config)
+        unet.load_state_dict(weights)
+        return cls(unet.eval().requires_grad_(False), table, config, training_sigmas(beta_schedule))
+
+    def context(self, captions: Sequence[Caption]) -> torch.Tensor:
+        """Return the conditioning tokens [n, 5, D]."""
+        return embed_captions(self.token_table, captions)
+
+    @cached_property
+    def _log_sigmas(self) -> torch.Tensor:
+        return self.sigmas.log()
+
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Return the nearest training timestep [B], 0..999, of noise levels [B], in log sigma."""
+        return (sigma.log()[None] - self._log_sigmas[:, None]).abs().argmin(dim=0)
+
+    def sigma(self, timestep: torch.Tensor) -> torch.Tensor:
+        """Return the noise level of fractional timesteps, log-linear between the training levels."""
+        low, high, weight = timestep.floor().long(), timestep.ceil().long(), timestep.frac()
+        return ((1 - weight) * self._log_sigmas[low] + weight * self._log_sigmas[high]).exp()
+
+
+def read_weights(path: Path = WEIGHTS) -> tuple[dict, dict[str, torch.Tensor], str]:
+    """Return the U-Net's configuration, its float32 tensors with the token table, and the beta schedule of a weights file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict: it cannot be iterated)
+    except (OSError, SafetensorError) as error:
+        raise FlexiError(f"{path}: the embedded model's weights cannot be read ({error}); run flexi train-demo") from error
+    if "unet_config" not in metadata or _TOKEN_TABLE not in weights:
+        raise FlexiError(f"{path}: not a demo model: its metadata has no unet_config, or it has no {_TOKEN_TABLE}")
+    return json.loads(metadata["unet_config"]), weights, metadata["beta_schedule"]

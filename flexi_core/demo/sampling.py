@@ -1,0 +1,163 @@
+"""The embedded runtime: sigma grids and samplers that agree with the host's, run under a plan.
+
+A sampler is a function of `model(x, sigma) -> denoised`; the plan stands between it and the network exactly as it does in
+the host, so what a schedule does here it does there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..errors import FlexiError
+from ..plan import Plan, make_plan
+from ..run import Run
+from ..schedule import Schedule
+from ..unet_steps import NetworkCall
+from .model import DemoModel
+from .scenes import Caption
+
+Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x [B, ...], sigma scalar) -> denoised [B, ...]
+Progress = Callable[[int, int], None]
+
+
+def sigmas_normal(model: DemoModel, steps: int) -> torch.Tensor:
+    """Return the host's `normal` grid [steps + 1]: even in timesteps."""
+    return torch.cat([model.sigma(torch.linspace(999, 0, steps)), torch.zeros(1)])
+
+
+def sigmas_simple(model: DemoModel, steps: int) -> torch.Tensor:
+    """Return the host's `simple` grid [steps + 1]: training levels at even strides from the top."""
+    stride = len(model.sigmas) / steps
+    return torch.cat([torch.stack([model.sigmas[-(1 + int(i * stride))] for i in range(steps)]), torch.zeros(1)])
+
+
+def sigmas_karras(model: DemoModel, steps: int, rho: float = 7.0) -> torch.Tensor:
+    """Return the grid [steps + 1] of Karras et al. (2022), Eq. 5."""
+    low, high = model.sigmas[0] ** (1 / rho), model.sigmas[-1] ** (1 / rho)
+    return torch.cat([(high + torch.linspace(0, 1, steps) * (low - high)) ** rho, torch.zeros(1)])
+
+
+def sample_euler(model: Denoiser, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """Euler's method (Karras et al., 2022, Algorithm 2 without the correction); for eps models DDIM with eta 0."""
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i])
+        x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+    return x
+
+
+def sample_heun(model: Denoiser, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """Heun's method (Karras et al., 2022, Algorithm 1)."""
+    for i in range(len(sigmas) - 1):
+        d = (x - model(x, sigmas[i])) / sigmas[i]
+        width = sigmas[i + 1] - sigmas[i]
+        if sigmas[i + 1] == 0:
+            x = x + d * width
+        else:
+            guess = x + d * width
+            d_next = (guess - model(guess, sigmas[i + 1])) / sigmas[i + 1]
+            x = x + (d + d_next) / 2 * width
+    return x
+
+
+def sample_dpmpp_2m(model: Denoiser, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """DPM-Solver++(2M) (Lu et al., 2022, Algorithm 2) with t = -log sigma."""
+    previous = None
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i])
+        t, t_next = -sigmas[i].log(), -sigmas[i + 1].log()
+        h = t_next - t
+        if previous is None or sigmas[i + 1] == 0:
+            estimate = denoised
+        else:
+            r = (t + sigmas[i - 1].log()) / h
+            estimate = (1 + 1 / (2 * r)) * denoised - 1 / (2 * r) * previous
+        x = sigmas[i + 1] / sigmas[i] * x - (-h).expm1() * estimate
+        previous = denoised
+    return x
+
+
+SAMPLERS: dict[str, Callable[[Denoiser, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "euler": sample_euler,
+    "ddim": sample_euler,
+    "heun": sample_heun,
+    "dpmpp_2m": sample_dpmpp_2m,
+}
+SCHEDULERS: dict[str, Callable[[DemoModel, int], torch.Tensor]] = {
+    "normal": sigmas_normal,
+    "simple": sigmas_simple,
+    "karras": sigmas_karras,
+}
+
+
+def make_noise(seed: int, count: int, shape: tuple[int, ...] = (3, 32, 32)) -> torch.Tensor:
+    """Return unit noise [count, *shape], each sample from a seed of its own, so that sample i does not depend on count."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)])
+
+
+@torch.inference_mode()
+def sample(
+    model: DemoModel,
+    schedule: Schedule | Plan,
+    sigmas: torch.Tensor,
+    noise: torch.Tensor,
+    captions: Sequence[Caption],
+    *,
+    sampler: str = "euler",
+    cfg: float,
+    progress: Progress | None = None,
+) -> tuple[torch.Tensor, Run]:
+    """Sample images under a schedule.
+
+    Args:
+        model: the embedded model.
+        schedule: of any length (it is mapped to the run), or a plan for exactly these sigmas.
+        sigmas: noise levels [n + 1], the last 0.
+        noise: unit noise [B, 3, 32, 32].
+        captions: B of them.
+        sampler: a name of `SAMPLERS`.
+        cfg: guidance scale; 1 leaves the unconditional half out.
+        progress: called with the steps done and the steps in all.
+
+    Returns:
+        images [B, 3, 32, 32], -1..1 but for the sampler's overshoot; and the run, for its report.
+
+    Raises:
+        FlexiError: the sampler is not known, or noise and captions are not as many.
+    """
+    if sampler not in SAMPLERS:
+        raise FlexiError(f"unknown sampler {sampler!r}; the embedded model has {', '.join(SAMPLERS)}")
+    if len(captions) != noise.shape[0]:
+        raise FlexiError(f"{len(captions)} captions for {noise.shape[0]} samples; give one for each")
+    plan = schedule if isinstance(schedule, Plan) else make_plan(schedule, sigmas.tolist())
+    run = Run(plan)
+    cond, uncond = model.context(captions), model.context([Caption()] * len(captions))
+
+    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        def compute() -> torch.Tensor:
+            guided = cfg != 1.0
+            rows = torch.cat([x, x]) if guided else x
+            call = NetworkCall(
+                rows / (sigma**2 + 1).sqrt(),
+                model.timestep(sigma[None]).expand(rows.shape[0]),
+                torch.cat([uncond, cond]) if guided else cond,
+                options={"uuids": ["uncond", "cond"] if guided else ["cond"], "cond_or_uncond": [1, 0] if guided else [0]},
+            )
+            eps = run.forward(model.unet, call, float(sigma), model.unet._forward)
+            denoised = rows - sigma * eps
+            if not guided:
+                return denoised
+            without, with_ = denoised.chunk(2)
+            return without + (with_ - without) * cfg
+
+        denoised = run.predict(x, float(sigma), compute)
+        if progress is not None:
+            progress(plan.step_index(float(sigma)) + 1, len(plan.steps))
+        return denoised
+
+    kept = sigmas[list(plan.kept)]
+    # The host starts a run from the top of its noise levels at sqrt(1 + sigma^2), where signal and noise are both of unit size.
+    top = kept[0] >= model.sigmas[-1] * (1 - 1e-5)
+    x = noise * ((1 + kept[0] ** 2).sqrt() if top else kept[0])
+    return SAMPLERS[sampler](denoise, x, kept), run

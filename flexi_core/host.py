@@ -1,0 +1,281 @@
+"""The host adapter: the one module that knows ComfyUI. Public hooks only; nothing of the host is assigned to."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models_base
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from .demo.captions import embed_captions
+from .demo.model import WEIGHTS as DEMO_WEIGHTS
+from .demo.model import read_weights
+from .demo.scenes import parse_caption
+from .errors import FlexiError, ScheduleError
+from .fingerprint import architecture_fingerprint, weights_fingerprint
+from .plan import Plan, make_plan, same_grid
+from .report import RunReport
+from .run import Run
+from .schedule import Schedule
+from .unet_steps import NetworkCall, block_count
+
+KEY = "flexiffusion"
+ON_MISMATCH = ("map", "refuse", "off")
+_REPORTS_KEPT = 8  # a graph may sample several times with one model
+# These samplers choose their own noise levels and ignore the run's.
+_OWN_GRID = {"dpm_fast_function": "dpm_fast", "dpm_adaptive_function": "dpm_adaptive"}
+_SAME_FUNCTION = {"ddim": "euler", "uni_pc": "unipc", "uni_pc_bh2": "unipc_bh2"}
+
+
+class RunHandle:
+    """Where the reports of a patched model's last runs are found. Sampling writes to it and never reads from it."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self._reports: deque[tuple[str, RunReport]] = deque(maxlen=_REPORTS_KEPT)
+
+    @property
+    def report(self) -> RunReport | None:
+        """The last run's report; None before the first run has ended."""
+        return self._reports[-1][1] if self._reports else None
+
+    def report_of(self, latent: torch.Tensor) -> RunReport | None:
+        """Return the report of the run that made a latent [B, ...]; the last run's where none of those kept did."""
+        digest = _digest(latent)
+        return next((report for made, report in reversed(self._reports) if made == digest), self.report)
+
+    def keep(self, report: RunReport, latent: torch.Tensor) -> None:
+        """Add the report of a run that came to its end, with the latent that it made."""
+        self._reports.append((_digest(latent), report))
+
+
+def apply_schedule(
+    model: comfy.model_patcher.ModelPatcher, schedule: Schedule, on_mismatch: str = "map"
+) -> tuple[comfy.model_patcher.ModelPatcher, RunHandle]:
+    """Return a clone of a model that samples under a schedule, and the handle of its reports.
+
+    The clone carries only this immutable schedule; the state of a run is made when sampling starts and dropped when it ends.
+
+    Args:
+        model: any model of the host.
+        schedule: of any length.
+        on_mismatch: what to do when the run is not the one the schedule was made for: `map` it, `refuse` to sample, or
+            turn the schedule `off`.
+
+    Raises:
+        FlexiError: on_mismatch is not one of `ON_MISMATCH`.
+    """
+    if on_mismatch not in ON_MISMATCH:
+        raise FlexiError(f"on_mismatch is {on_mismatch!r}; expected one of {', '.join(ON_MISMATCH)}")
+    clone, handle = model.clone(), RunHandle(schedule)
+    # One schedule per model: a later Apply node takes the earlier one's place.
+    wrappers = {
+        WrappersMP.OUTER_SAMPLE: _OuterSample(schedule, on_mismatch, handle),
+        WrappersMP.PREDICT_NOISE: _predict_noise,
+        WrappersMP.APPLY_MODEL: _apply_model,
+        WrappersMP.DIFFUSION_MODEL: _diffusion_model,
+    }
+    for kind, wrapper in wrappers.items():
+        clone.remove_wrappers_with_key(kind, KEY)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)
+    return clone, handle
+
+
+class _HostRun:
+    """The run with what the adapter has to remember of it; lives in the run's own model options."""
+
+    def __init__(self, run: Run, post_cfg_functions: int) -> None:
+        self.run, self.post_cfg_functions = run, post_cfg_functions
+
+
+class _OuterSample:
+    """Makes and drops the run, and hands the sampler the sigmas without the removed steps."""
+
+    def __init__(self, schedule: Schedule, on_mismatch: str, handle: RunHandle) -> None:
+        self.schedule, self.on_mismatch, self.handle = schedule, on_mismatch, handle
+
+    def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        guider = executor.class_obj
+        plan, notes = self._plan(guider, sampler, sigmas)
+        began = time.perf_counter()
+        if plan is None:
+            latent = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            self.handle.keep(RunReport(None, time.perf_counter() - began, notes), latent)
+            return latent
+        run = Run(plan, _synchronizer(guider.model_patcher.load_device))
+        options = guider.model_options.setdefault("transformer_options", {})
+        post_cfg = len(guider.model_options.get("sampler_post_cfg_function", ()))
+        options[KEY] = _HostRun(run, post_cfg)
+        try:
+            latent = executor(noise, latent_image, sampler, sigmas[list(plan.kept)], *args, **kwargs)
+        finally:
+            del options[KEY]
+            run.release()
+        self.handle.keep(RunReport(run, time.perf_counter() - began, notes), latent)
+        return latent
+
+    def _plan(self, guider, sampler, sigmas: torch.Tensor) -> tuple[Plan | None, list[str]]:
+        name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+        if name in _OWN_GRID:
+            return None, [f"The schedule stood down: {_OWN_GRID[name]} chooses its own noise levels; use another sampler."]
+        grid = _grid_mismatches(self.schedule, sigmas.tolist())
+        others = _teacher_mismatches(self.schedule, guider.model_patcher, name.removeprefix("sample_"))
+        differences = [*grid, *others]
+        if differences and self.on_mismatch == "refuse":
+            raise FlexiError(
+                f"the schedule does not fit this run: {'; '.join(differences)}. Change the run, load another schedule, "
+                "or set on_mismatch to map"
+            )
+        if differences and self.on_mismatch == "off":
+            return None, [*_other_run(differences), "The schedule is off, as on_mismatch asks."]
+        try:
+            # How it was mapped says all about another grid.
+            return make_plan(self.schedule, sigmas.tolist()), _other_run(others)
+        except ScheduleError as error:
+            return None, [*_other_run(others), f"The schedule stood down: {error}."]
+
+
+def _other_run(differences: Sequence[str]) -> list[str]:
+    return [f"Made for another run: {difference}." for difference in differences]
+
+
+def _grid_mismatches(schedule: Schedule, sigmas: Sequence[float]) -> list[str]:
+    """Return in words how a run's noise levels [n + 1] differ from those that a schedule was made for."""
+    if len(sigmas) - 1 != len(schedule):
+        return [f"the schedule has {len(schedule)} steps, the run {len(sigmas) - 1}"]
+    if schedule.teacher_sigmas is not None and not same_grid(schedule.teacher_sigmas, sigmas):
+        return ["the noise levels (scheduler, denoise or window) differ"]
+    return []
+
+
+def _teacher_mismatches(schedule: Schedule, model: comfy.model_patcher.ModelPatcher, sampler: str) -> list[str]:
+    """Return in words how a run's sampler and network differ from the teacher in a schedule's file.
+
+    Args:
+        schedule: with or without a file's information.
+        model: the run's.
+        sampler: name of the run's sampler function, without `sample_`; empty when not known.
+    """
+    teacher, found = schedule.info.get("teacher", {}), []
+    wanted = teacher.get("sampler")
+    if wanted and sampler and sampler not in (wanted, _SAME_FUNCTION.get(wanted)):
+        found.append(f"the sampler was {wanted}, the run's is {sampler}")
+    network = model.get_model_object("diffusion_model")
+    architecture, weights = teacher.get("architecture"), teacher.get("weights")
+    if architecture and architecture != architecture_fingerprint(network):
+        found.append("the network's architecture differs")
+    elif weights and any(key.startswith("diffusion_model.") for key in model.patches):
+        found.append("the network's weights are patched (a LoRA)")
+    elif weights and weights != weights_fingerprint(network, _unpatched_weights(model)):
+        found.append("the network's weights differ")
+    return found
+
+
+def _unpatched_weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, torch.Tensor]:
+    """Return the original weights, by the network's own names, where another clone's patches now stand in their place."""
+    return {key.removeprefix("diffusion_model."): kept.weight for key, kept in model.backup.items()}
+
+
+def _predict_noise(executor, x, timestep, model_options=None, seed=None):
+    model_options = {} if model_options is None else model_options
+    host_run = model_options.get("transformer_options", {}).get(KEY)
+    if host_run is None:
+        return executor(x, timestep, model_options, seed)
+    listens = len(model_options.get("sampler_post_cfg_function", ())) > host_run.post_cfg_functions
+    return host_run.run.predict(
+        x,
+        float(timestep.max()),
+        lambda: executor(x, timestep, model_options, seed),
+        must_compute="the sampler reads the unguided prediction, which an extrapolated step does not have" if listens else "",
+    )
+
+
+def _diffusion_model(executor, *args, **kwargs):
+    network = executor.class_obj
+    # Where the options stand among the arguments differs from network to network; only a U-Net's order matters here.
+    options = next((value for value in (*args, *kwargs.values()) if isinstance(value, dict) and "sigmas" in value), {})
+    host_run = options.get(KEY)
+    if host_run is None or block_count(network) is None:
+        return executor(*args, **kwargs)
+
+    def forward(x, timesteps, context=None, y=None, control=None, transformer_options=None, **others):
+        call = NetworkCall(x, timesteps, context, y, control, transformer_options, others)
+        return host_run.run.forward(network, call, _sigma(transformer_options), executor)
+
+    return forward(*args, **kwargs)
+
+
+def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    """Count the calls of networks that have no U-Net blocks, or no place of their own for a wrapper: they run in full."""
+    options = {} if transformer_options is None else transformer_options
+    host_run = options.get(KEY)
+    if host_run is None:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    before = host_run.run.network_calls
+    prediction = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    if host_run.run.network_calls == before:
+        call = NetworkCall(x, t, c_crossattn, kwargs.get("y"), options=options)
+        host_run.run.forward(executor.class_obj.diffusion_model, call, _sigma(options), lambda *_, **__: prediction)
+    return prediction
+
+
+def _sigma(options: dict[str, Any]) -> float:
+    return float(options["sigmas"].max())
+
+
+def _digest(latent: torch.Tensor) -> str:
+    values = latent.detach().to("cpu", torch.float32).contiguous()
+    return hashlib.sha256(f"{tuple(values.shape)}".encode() + values.numpy().tobytes()).hexdigest()
+
+
+def _synchronizer(device: torch.device) -> Callable[[], None] | None:
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None
+
+
+class _DemoConfig(comfy.supported_models_base.BASE):
+    """The host's description of the embedded model: pixels as latents, eps prediction, no text encoder."""
+
+    unet_config: dict[str, Any] = {}
+    unet_extra_config: dict[str, Any] = {}  # the host's own would overwrite num_head_channels
+    latent_format = comfy.latent_formats.ChromaRadiance
+    memory_usage_factor = 1.0
+    sampling_settings = {"beta_schedule": "linear", "linear_start": 0.00085, "linear_end": 0.012}
+
+
+def load_demo_model() -> comfy.model_patcher.ModelPatcher:
+    """Return the embedded model as a MODEL of the host: its own UNetModel with the bundled weights.
+
+    Raises:
+        FlexiError: the weights file is missing or broken.
+    """
+    unet_config, weights, _ = read_weights(DEMO_WEIGHTS)
+    weights.pop("token_embedding.weight")
+    layout = {"image_size": 32, "use_spatial_transformer": True, "legacy": False, "use_linear_in_transformer": False}
+    config = _DemoConfig({**unet_config, **layout, "num_heads": -1, "dtype": torch.float32})
+    model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EPS)
+    model.diffusion_model.load_state_dict(weights)
+    return comfy.model_patcher.ModelPatcher(
+        model.eval(),
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def demo_conditioning(caption: str) -> list:
+    """Return the CONDITIONING of a caption for the embedded model; the empty caption is the unconditional prompt.
+
+    Raises:
+        FlexiError: a word is not known.
+    """
+    parsed = parse_caption(caption)
+    _, weights, _ = read_weights(DEMO_WEIGHTS)
+    return [[embed_captions(weights["token_embedding.weight"], [parsed]), {}]]

@@ -1,0 +1,112 @@
+"""The plan: a schedule laid over the sigmas of one run.
+
+A step is known by its sigma, never by counting calls. Where the run is the one that the schedule was made for, the plan is
+the schedule; a run with another step count, a denoise below 1 or a window of the steps is mapped, and the plan says how.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .errors import ScheduleError
+from .schedule import Schedule, Step, StepKind
+
+# Samplers that convert sigma to their own time and back return it with rounding noise of this relative size.
+SIGMA_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each step of a run computes.
+
+    Args:
+        sigmas: the run's own noise levels [n + 1], descending.
+        steps: one for each interval.
+        order: of the extrapolation.
+        mapping: in words, how the schedule was laid over the run; empty when it fits as it is.
+    """
+
+    sigmas: tuple[float, ...]
+    steps: tuple[Step, ...]
+    order: int
+    mapping: str = ""
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Indices of the sigmas [<= n + 1] that the sampler gets: all but those at which a removed step starts."""
+        return (*(i for i, step in enumerate(self.steps) if step.kind is not StepKind.NULL), len(self.steps))
+
+    def step_index(self, sigma: float) -> int:
+        """Return the number of the step that runs at a noise level: the last kept one that starts at or above it."""
+        found = 0
+        for i in self.kept[:-1]:
+            if sigma > self.sigmas[i] * (1 + SIGMA_TOLERANCE):
+                break
+            found = i
+            if sigma >= self.sigmas[i] * (1 - SIGMA_TOLERANCE):
+                break
+        return found
+
+    def place(self, sigma: float) -> float:
+        """Return where a noise level lies in the run, in steps: 3.0 at sigmas[3], between them linearly in sigma."""
+        i = self.step_index(sigma)
+        while i < len(self.steps) - 1 and sigma <= self.sigmas[i + 1] * (1 + SIGMA_TOLERANCE):
+            i += 1  # over removed steps
+        high, low = self.sigmas[i], self.sigmas[i + 1]
+        if abs(sigma - high) <= SIGMA_TOLERANCE * high:
+            return float(i)
+        return i + min(max((high - sigma) / (high - low), 0.0), 1.0)
+
+    @property
+    def letters(self) -> str:
+        return "".join(step.kind.value for step in self.steps)
+
+    def capture_depth(self, index: int) -> int | None:
+        """Return the depth at which a full step must keep its deep feature for the partial steps of its segment, if any."""
+        segment = self.steps[index].segment
+        return next((s.depth for s in self.steps if s.segment == segment and s.kind is StepKind.PARTIAL), None)
+
+
+def make_plan(schedule: Schedule, sigmas: Sequence[float]) -> Plan:
+    """Lay a schedule over a run.
+
+    With the teacher's sigma grid in the schedule's file, steps correspond by noise level (nearest in log sigma); without
+    it, by position in the run. The first run step of every segment is full.
+
+    Args:
+        schedule: of any length.
+        sigmas: the run's noise levels [n + 1], strictly descending, the last >= 0.
+
+    Raises:
+        ScheduleError: the run has no step, or its sigmas do not fall.
+    """
+    sigmas = tuple(float(s) for s in sigmas)
+    if len(sigmas) < 2:
+        raise ScheduleError(f"the run has {max(len(sigmas) - 1, 0)} steps; a schedule needs at least one")
+    if not all(math.isfinite(s) for s in sigmas) or any(b >= a for a, b in pairwise(sigmas)):
+        raise ScheduleError("the run's sigmas do not fall from step to step; a schedule fits denoising runs only")
+    n, steps, grid = len(sigmas) - 1, tuple(schedule.steps()), schedule.teacher_sigmas
+    if n == len(steps) and (grid is None or same_grid(grid, sigmas)):
+        return Plan(sigmas, steps, schedule.order)
+    if grid is not None:
+        logs = [math.log(max(s, 1e-8)) for s in grid[:-1]]
+        sources = [min(range(len(logs)), key=lambda i: abs(logs[i] - math.log(max(s, 1e-8)))) for s in sigmas[:-1]]
+        mapping = f"{len(steps)} steps mapped to {n} by noise level"
+    else:
+        sources = [min(int((j + 0.5) * len(steps) / n), len(steps) - 1) for j in range(n)]
+        mapping = f"{len(steps)} steps mapped to {n} by position in the run"
+    mapped, previous = [], -1
+    for source in sources:
+        step = steps[source]
+        opens = step.segment != previous
+        mapped.append(Step(StepKind.FULL, None, step.segment) if opens else step)
+        previous = step.segment
+    return Plan(sigmas, tuple(mapped), schedule.order, mapping)
+
+
+def same_grid(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Return whether two sigma grids are one, up to rounding."""
+    return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-6) for x, y in zip(a, b, strict=True))

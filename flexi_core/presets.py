@@ -1,0 +1,81 @@
+"""Ready schedules for any step count.
+
+The segment presets keep the first steps full, where the layout of the image is decided, and space the full steps of the
+rest evenly; the null steps between them are extrapolated.
+"""
+
+from __future__ import annotations
+
+from .errors import ScheduleError
+from .schedule import MAX_STEPS, Schedule, Segment, StepKind
+
+PRESETS = ("2x", "3x", "5x", "deepcache", "all-full")
+
+
+def all_full(steps: int) -> Schedule:
+    """Return the teacher's own schedule: every step full."""
+    _check_steps(steps)
+    return Schedule((Segment((StepKind.FULL,)),) * steps)
+
+
+def deepcache(steps: int, interval: int = 3, depth: int = 3) -> Schedule:
+    """Return the uniform schedule of DeepCache (Ma et al., 2023): one full step, then interval - 1 partial ones."""
+    _check_steps(steps)
+    if interval < 1:
+        raise ScheduleError(f"the interval is {interval}; a full step comes every 1 or more steps")
+    kinds = [StepKind.FULL if i % interval == 0 else StepKind.PARTIAL for i in range(steps)]
+    return from_kinds(kinds, depth=depth)
+
+
+def uniform(steps: int, full: int, null: StepKind = StepKind.EXTRAPOLATED) -> Schedule:
+    """Return `full` full steps spread evenly over the run, the rest null: with N the same solver at fewer steps."""
+    _check_steps(steps)
+    if not 1 <= full <= steps:
+        raise ScheduleError(f"{full} full steps do not fit a run of {steps}; ask for 1 to {steps}")
+    places = {i * steps // full for i in range(full)}
+    return from_kinds([StepKind.FULL if i in places else null for i in range(steps)])
+
+
+def segments_for_speedup(steps: int, speedup: float) -> Schedule:
+    """Return a schedule of about steps / speedup full steps: the first ones together, the rest evenly spaced, X between."""
+    _check_steps(steps)
+    if speedup < 1:
+        raise ScheduleError(f"the speed-up is {speedup}; 1 means every step full")
+    full = max(1, min(steps, round(steps / speedup)))
+    head = min(full, max(1, round(0.3 * full)))
+    rest, places = full - head, set(range(head))
+    # The last full step stays near the end of the run, where a step changes the fine detail most.
+    places |= {head - 1 + round((j + 1) * (steps - head) / rest) for j in range(rest)}
+    return from_kinds([StepKind.FULL if i in places else StepKind.EXTRAPOLATED for i in range(steps)])
+
+
+def preset(name: str, steps: int) -> Schedule:
+    """Return a preset of `PRESETS` for a run of `steps` steps.
+
+    Raises:
+        ScheduleError: the name is not known.
+    """
+    if name == "all-full":
+        return all_full(steps)
+    if name == "deepcache":
+        return deepcache(steps)
+    if name in PRESETS:
+        return segments_for_speedup(steps, float(name.removesuffix("x")))
+    raise ScheduleError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+
+
+def from_kinds(kinds: list[StepKind], depth: int | None = None, order: int = 1) -> Schedule:
+    """Return the schedule with these kinds of step, a segment starting at every full one; `depth` is for all partial steps."""
+    starts = [i for i, kind in enumerate(kinds) if kind is StepKind.FULL]
+    if not starts or starts[0] != 0:
+        raise ScheduleError("the first step of a schedule is full; put an F first")
+    segments = []
+    for start, stop in zip(starts, [*starts[1:], len(kinds)], strict=True):
+        part = tuple(kinds[start:stop])
+        segments.append(Segment(part, depth if StepKind.PARTIAL in part else None))
+    return Schedule(tuple(segments), order)
+
+
+def _check_steps(steps: int) -> None:
+    if not 1 <= steps <= MAX_STEPS:
+        raise ScheduleError(f"a run has {steps} steps; presets are for 1 to {MAX_STEPS}")

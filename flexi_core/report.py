@@ -1,0 +1,194 @@
+"""What a run did: every step's kind, calls, fallbacks with reasons, MACs and seconds against an all-full run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from .cost import NetworkCost, all_full_macs, count_macs, run_macs
+from .run import FULL_DEPTH, Run
+from .schedule import StepKind
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step of a finished run.
+
+    Args:
+        number: from 1, as people count.
+        planned: the schedule's kind of step.
+        ran: the kind that really ran; FULL where the planned one could not.
+        depth: blocks of a partial step.
+        sigma: noise level at which the step starts.
+        evaluations: times the sampler asked.
+        network_calls: times the network was called.
+        seconds: spent in the network and the guidance.
+        fallbacks: reasons for which it ran full.
+    """
+
+    number: int
+    planned: StepKind
+    ran: StepKind
+    depth: int | None
+    sigma: float
+    evaluations: int
+    network_calls: int
+    seconds: float
+    fallbacks: tuple[str, ...]
+
+
+class RunReport:
+    """A finished run in numbers and in words.
+
+    Args:
+        run: finished; None when the run was left to plain sampling.
+        seconds: of the whole sampling.
+        notes: sentences about mapping, mismatches, or why the schedule stood down.
+    """
+
+    def __init__(self, run: Run | None, seconds: float, notes: Sequence[str] = ()) -> None:
+        self.seconds = seconds
+        self.notes = tuple(notes)
+        self.steps: tuple[StepReport, ...] = ()
+        self.cache_mib = 0.0
+        self._run = run
+        if run is not None:
+            self.notes = (*((f"The schedule's {run.plan.mapping}.",) if run.plan.mapping else ()), *self.notes)
+            self.steps = tuple(_step_report(run, i) for i in range(len(run.plan.steps)))
+            self.cache_mib = run.cache_bytes / 2**20
+
+    @cached_property
+    def cost(self) -> NetworkCost | None:
+        """MACs of the run's network, counted once at its own shapes."""
+        if self._run is None or self._run.first_call is None:
+            return None
+        return count_macs(*self._run.first_call)
+
+    @property
+    def macs(self) -> float | None:
+        """Multiply-accumulates that the run spent in the network."""
+        return None if self.cost is None else run_macs(self._run.records, self.cost)
+
+    @property
+    def speedup_macs(self) -> float | None:
+        """MACs of the same run with every step full, over this run's; without partial steps that needs no count of them."""
+        if self._run is None or not self._run.network_calls:
+            return None
+        whole_calls = all(depth == FULL_DEPTH for record in self._run.records for depth in record.calls)
+        cost = NetworkCost(1.0) if whole_calls else self.cost
+        return None if cost is None else all_full_macs(self._run, cost) / run_macs(self._run.records, cost)
+
+    @property
+    def all_full_seconds(self) -> float | None:
+        """Estimate of the all-full run's time: the mean full evaluation, for every evaluation of every step.
+
+        The first full step is left out where there are others: it pays for warming up.
+        """
+        if self._run is None:
+            return None
+        full = [s for s in self.steps if s.ran is StepKind.FULL and s.network_calls]
+        full = full[1:] or full
+        asked = sum(s.evaluations for s in full)
+        kept = [s for s in self.steps if s.evaluations]
+        if not asked or not kept:
+            return None
+        evaluation = sum(s.seconds for s in full) / asked
+        computing = sum(s.seconds for s in self.steps)
+        evaluations = sum(s.evaluations for s in kept) / len(kept) * len(self.steps)
+        return evaluation * evaluations + max(self.seconds - computing, 0.0)
+
+    @property
+    def letters(self) -> str:
+        """The steps that really ran, one letter each."""
+        return "".join(step.ran.value for step in self.steps)
+
+    def as_dict(self) -> dict:
+        """Return the report for programs: plain numbers and text."""
+        return {
+            "planned": "".join(step.planned.value for step in self.steps),
+            "ran": self.letters,
+            "network_calls": sum(step.network_calls for step in self.steps),
+            "macs": self.macs,
+            "speedup_macs": self.speedup_macs,
+            "seconds": self.seconds,
+            "all_full_seconds": self.all_full_seconds,
+            "cache_mib": self.cache_mib,
+            "fallbacks": dict(self._fallbacks()),
+            "notes": list(self.notes),
+            "steps": [
+                {
+                    "number": s.number,
+                    "planned": s.planned.value,
+                    "ran": s.ran.value,
+                    "depth": s.depth,
+                    "sigma": s.sigma,
+                    "network_calls": s.network_calls,
+                    "seconds": s.seconds,
+                    "fallbacks": list(s.fallbacks),
+                }
+                for s in self.steps
+            ],
+        }
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return "\n".join(["Flexiffusion: plain sampling, every step full.", *self.notes, f"{self.seconds:.2f} s."])
+        counts = Counter(step.ran for step in self.steps)
+        names = {
+            StepKind.FULL: "full",
+            StepKind.PARTIAL: "partial",
+            StepKind.NULL: "null (removed)",
+            StepKind.EXTRAPOLATED: "null (extrapolated)",
+        }
+        kinds = ", ".join(f"{counts[kind]} {name}" for kind, name in names.items() if counts[kind])
+        lines = [f"Flexiffusion: {len(self.steps)} steps: {kinds}.", self.letters]
+        calls, speedup = sum(step.network_calls for step in self.steps), self.speedup_macs
+        if self.cost is not None:
+            lines.append(
+                f"{calls} network calls, {_macs(self.macs)}: {speedup:.2f}x fewer MACs than all steps full "
+                f"({_macs(self.macs * speedup)})."
+            )
+        elif speedup is not None:
+            lines.append(f"{calls} network calls, every block in each: {speedup:.2f}x fewer MACs than all steps full.")
+        else:
+            lines.append(f"{calls} network calls; MACs of this network could not be counted.")
+        estimate = self.all_full_seconds
+        if estimate is not None:
+            lines.append(
+                f"{self.seconds:.2f} s; all steps full would take about {estimate:.2f} s "
+                f"({estimate / max(self.seconds, 1e-9):.2f}x, estimated from this run's full steps)."
+            )
+        for reason, count in self._fallbacks().items():
+            lines.append(f"{count} evaluation{'s' if count > 1 else ''} ran in full: {reason}.")
+        if self.cache_mib:
+            lines.append(f"Cache: {self.cache_mib:.2f} MiB at most.")
+        lines += self.notes
+        return "\n".join(lines)
+
+    def _fallbacks(self) -> Counter[str]:
+        return sum((record.fallbacks for record in self._run.records), Counter()) if self._run else Counter()
+
+
+def _step_report(run: Run, index: int) -> StepReport:
+    step, record = run.plan.steps[index], run.records[index]
+    ran = StepKind.FULL if record.fallbacks and record.calls[FULL_DEPTH] else step.kind
+    return StepReport(
+        number=index + 1,
+        planned=step.kind,
+        ran=ran,
+        depth=step.depth if ran is StepKind.PARTIAL else None,
+        sigma=run.plan.sigmas[index],
+        evaluations=record.evaluations,
+        network_calls=record.network_calls,
+        seconds=record.seconds,
+        fallbacks=tuple(record.fallbacks),
+    )
+
+
+def _macs(value: float) -> str:
+    for unit, size in (("TMAC", 1e12), ("GMAC", 1e9), ("MMAC", 1e6)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value:.0f} MAC"

@@ -1,0 +1,157 @@
+"""The schedule: which blocks of the network each sampling step runs.
+
+A schedule is a value. Its segments (Flexiffusion, arXiv 2409.17566) each open with one full step, go on with partial steps
+that reuse the full step's deep feature, and end with null steps. Its text, what people type and share, is in `grammar`; its
+file in `schedule_file`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+from .errors import ScheduleError
+
+MAX_STEPS = 10_000
+MAX_DEPTH = 1_000
+MAX_ORDER = 3
+DEFAULT_DEPTH = 3  # the shallowest depth at which held features did not drift in long runs
+
+
+class StepKind(Enum):
+    """What one step of the sampling run computes."""
+
+    FULL = "F"  # every block
+    PARTIAL = "P"  # the shallow blocks, on the deep feature of the segment's full step
+    NULL = "N"  # nothing: the step is removed from the run's sigmas
+    EXTRAPOLATED = "X"  # nothing: the prediction is extrapolated from the last computed steps
+
+    @property
+    def is_null(self) -> bool:
+        return self in (StepKind.NULL, StepKind.EXTRAPOLATED)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One full step and the steps that live off it.
+
+    Args:
+        kinds: the steps in order: FULL, then PARTIAL, then nulls.
+        depth: how many of the shallowest blocks a partial step runs (the paper's branch); None without partial steps.
+
+    Raises:
+        ScheduleError: the order is another, or a depth is missing or superfluous.
+    """
+
+    kinds: tuple[StepKind, ...]
+    depth: int | None = None
+
+    def __post_init__(self) -> None:
+        letters = self.letters
+        if not letters.startswith("F"):
+            raise ScheduleError(f"a segment starts with a full step, this one is {letters or 'empty'!r}; put an F first")
+        if "F" in letters[1:]:
+            raise ScheduleError(f"a segment has one full step, this one is {letters!r}; put a | before every later F")
+        if "P" in letters[1:].lstrip("P"):
+            raise ScheduleError(
+                f"in a segment the partial steps come before the null steps, this one is {letters!r}; "
+                "move its P forward or start a new segment with F"
+            )
+        if (self.depth is None) == ("P" in letters):
+            raise ScheduleError(f"the segment {letters!r} has depth {self.depth}; a depth belongs to a segment with P steps")
+        if self.depth is not None and not 1 <= self.depth <= MAX_DEPTH:
+            raise ScheduleError(f"the segment {letters!r} has depth {self.depth}; a depth is 1 to {MAX_DEPTH} blocks")
+
+    @property
+    def letters(self) -> str:
+        return "".join(kind.value for kind in self.kinds)
+
+    @property
+    def interval(self) -> int:
+        """The paper's interval: the segment's active steps, full and partial."""
+        return sum(not kind.is_null for kind in self.kinds)
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a schedule: its kind, the depth if it is partial, and the number of its segment."""
+
+    kind: StepKind
+    depth: int | None
+    segment: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Segments in order, and how extrapolated steps are computed.
+
+    Args:
+        segments: at least one.
+        order: of the extrapolation: 0 holds the last prediction, 1 is linear, at most 3.
+        info: what the schedule's file says beside the schedule (teacher, measured, provenance, unknown keys); it takes no
+            part in equality.
+
+    Raises:
+        ScheduleError: no segment, too many steps, or an order out of range.
+    """
+
+    segments: tuple[Segment, ...]
+    order: int = 1
+    info: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.segments:
+            raise ScheduleError("the schedule is empty; write one letter for each step, for example 10*(FX)")
+        if len(self) > MAX_STEPS:
+            raise ScheduleError(f"the schedule has {len(self)} steps; at most {MAX_STEPS} are supported")
+        if not 0 <= self.order <= MAX_ORDER:
+            raise ScheduleError(f"the extrapolation order is {self.order}; it is 0 (hold) to {MAX_ORDER}")
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        """Read schedule text such as `FPPNN@2|2*(FPNNN@1)|FPPPP@3` or `10*(FXXXX); order=2`.
+
+        Raises:
+            ScheduleError: the text is not a schedule; the message names the place.
+        """
+        from .grammar import parse
+
+        return parse(text)
+
+    def __str__(self) -> str:
+        from .grammar import unparse
+
+        return unparse(self)
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self.segments)
+
+    @property
+    def letters(self) -> str:
+        """One letter for each step, without segments and depths."""
+        return "".join(segment.letters for segment in self.segments)
+
+    @property
+    def is_all_full(self) -> bool:
+        return set(self.letters) == {"F"}
+
+    def steps(self) -> Iterator[Step]:
+        """Yield the steps in order."""
+        for number, segment in enumerate(self.segments):
+            for kind in segment.kinds:
+                yield Step(kind, segment.depth if kind is StepKind.PARTIAL else None, number)
+
+    def with_info(self, **entries: Any) -> Schedule:
+        """Return the schedule with these entries of its info set."""
+        return replace(self, info={**self.info, **entries})
+
+    @property
+    def teacher_sigmas(self) -> tuple[float, ...] | None:
+        """The sigma grid [n + 1] of the run that the schedule was made for, where its file has one."""
+        sigmas = self.info.get("teacher", {}).get("sigmas")
+        return None if sigmas is None else tuple(sigmas)

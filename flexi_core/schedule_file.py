@@ -1,0 +1,152 @@
+"""The schedule file: plain JSON, version 1, checked as a whole before anything of it is used."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from .errors import ScheduleError
+from .files import replace_file
+from .schedule import Schedule
+
+FORMAT = "flexiffusion-schedule"
+VERSION = 1
+MAX_BYTES = 4 * 1024 * 1024
+_MAX_NESTING = 32
+_MAX_NUMBER = 1e30
+
+
+def load_schedule(path: str | os.PathLike[str]) -> Schedule:
+    """Read a schedule file.
+
+    What the file says beside the schedule, unknown keys included, is kept in `Schedule.info`.
+
+    Raises:
+        ScheduleError: the file is missing, too large, not JSON, of another format or a newer version, or a value of it has
+            the wrong type; the message names the file.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ScheduleError(f"{path}: {size / 2**20:.1f} MiB; a schedule file has at most {MAX_BYTES // 2**20} MiB")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ScheduleError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise ScheduleError(f"{path}: not a text file; a schedule file is JSON") from error
+    except ValueError as error:  # a NUL in the path
+        raise ScheduleError(f"{str(path)!r}: not a file name ({error})") from error
+    try:
+        data = json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise ScheduleError(f"{path}: not valid JSON ({error}); it may be cut off, copy it again") from error
+    try:
+        return from_dict(data)
+    except ScheduleError as error:
+        raise ScheduleError(f"{path}: {error}") from error
+
+
+def save_schedule(schedule: Schedule, path: str | os.PathLike[str]) -> None:
+    """Write a schedule file, whole or not at all.
+
+    Raises:
+        ScheduleError: the folder is missing or cannot be written to, or the schedule's info holds what JSON cannot.
+    """
+    try:
+        text = json.dumps(to_dict(schedule), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise ScheduleError(f"{path}: the schedule's info cannot be written as JSON ({error})") from error
+    try:
+        with replace_file(path) as temporary:
+            temporary.write_bytes(text)
+    except OSError as error:
+        raise ScheduleError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def to_dict(schedule: Schedule) -> dict[str, Any]:
+    """Return the file's object."""
+    head = {"format": FORMAT, "version": VERSION, "schedule": str(schedule), "steps": len(schedule)}
+    return head | {key: value for key, value in schedule.info.items() if key not in head}
+
+
+def from_dict(data: Any) -> Schedule:
+    """Return the schedule of a file's object, every value checked; see `load_schedule`."""
+    if not isinstance(data, dict):
+        raise ScheduleError(f"a schedule file holds a JSON object, this one a {type(data).__name__}")
+    if data.get("format") != FORMAT:
+        raise ScheduleError(f"not a schedule file: its format is {data.get('format')!r}, expected {FORMAT!r}")
+    version = data.get("version")
+    if not _is_int(version) or version < 1:
+        raise ScheduleError(f"the version is {version!r}; expected a whole number from 1")
+    if version > VERSION:
+        raise ScheduleError(f"the file has version {version}, this release reads up to {VERSION}; update the node pack")
+    if _nesting(data) > _MAX_NESTING:
+        raise ScheduleError(f"its values are nested more than {_MAX_NESTING} deep")
+    if not isinstance(data.get("schedule"), str):
+        raise ScheduleError(f"the schedule is {data.get('schedule')!r}; expected its text")
+    info = {key: value for key, value in data.items() if key not in ("format", "version", "schedule", "steps")}
+    schedule = Schedule.parse(data["schedule"])
+    if data.get("steps", len(schedule)) != len(schedule):
+        raise ScheduleError(f"the file says {data['steps']!r} steps, its schedule text has {len(schedule)}")
+    for key in ("teacher", "measured", "provenance"):
+        if not isinstance(info.get(key, {}), dict):
+            raise ScheduleError(f"{key} is a {type(info[key]).__name__}; expected an object")
+    _check_teacher(info.get("teacher", {}), len(schedule))
+    return schedule.with_info(**info)
+
+
+def _check_teacher(teacher: dict[str, Any], steps: int) -> None:
+    text = ("architecture", "weights", "sampler", "scheduler")
+    for key in text:
+        if key in teacher and not isinstance(teacher[key], str):
+            raise ScheduleError(f"teacher.{key} is {teacher[key]!r}; expected text")
+    if "cfg" in teacher and not _is_number(teacher["cfg"]):
+        raise ScheduleError(f"teacher.cfg is {teacher['cfg']!r}; expected a number")
+    if "steps" in teacher and not _is_int(teacher["steps"]):
+        raise ScheduleError(f"teacher.steps is {teacher['steps']!r}; expected a whole number")
+    size = teacher.get("size")
+    if size is not None and not (isinstance(size, list) and all(_is_int(v) and v > 0 for v in size)):
+        raise ScheduleError(f"teacher.size is {size!r}; expected a list of whole numbers")
+    sigmas = teacher.get("sigmas")
+    if sigmas is None:
+        return
+    if not isinstance(sigmas, list) or not all(_is_number(s) and s >= 0 for s in sigmas):
+        raise ScheduleError("teacher.sigmas is not a list of numbers from 0 up")
+    if len(sigmas) != steps + 1:
+        raise ScheduleError(f"teacher.sigmas has {len(sigmas)} values; a schedule of {steps} steps has {steps + 1}")
+    if any(b >= a for a, b in pairwise(sigmas)):
+        raise ScheduleError("teacher.sigmas does not fall from step to step")
+
+
+def _refuse_number(text: str) -> float:
+    raise ValueError(f"{text[:20]} is not a number that a schedule file can hold")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_number(text)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
+
+
+def _nesting(value: Any) -> int:
+    """Return the depth of a value's lists and objects, counted to one more than `_MAX_NESTING`."""
+    depth, level = 0, [value]
+    while depth <= _MAX_NESTING:
+        level = [v for v in level if isinstance(v, dict | list)]
+        if not level:
+            break
+        depth += 1
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+    return depth

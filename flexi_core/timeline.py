@@ -1,0 +1,149 @@
+"""A picture of a run: one cell for each step, as high as its share of a full step's compute.
+
+The filled area is the compute that was spent, the empty area what the schedule saved.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from .report import RunReport, StepReport
+from .schedule import StepKind
+
+WIDTH = 1024  # pixels
+_MARGIN, _CELL_HEIGHT, _GAP, _LINE = 28, 88, 3, 26
+_NUMBER_WIDTH = 26  # pixels, with air around it
+_STEPS_PER_ROW = 60
+_MIN_SHARE = 0.12  # so that the cheapest step is still seen
+
+_BACKGROUND, _EMPTY, _TEXT, _FAINT = "#1d1f24", "#2b2e36", "#eceff4", "#9aa2b1"
+_COLOURS = {
+    StepKind.FULL: "#3d7ff0",
+    StepKind.PARTIAL: "#35b597",
+    StepKind.NULL: "#565c69",
+    StepKind.EXTRAPOLATED: "#f0a63c",
+}
+_FALLBACK = "#f0564f"
+_NAMES = {
+    StepKind.FULL: "full",
+    StepKind.PARTIAL: "partial",
+    StepKind.NULL: "removed",
+    StepKind.EXTRAPOLATED: "extrapolated",
+}
+
+
+def draw_timeline(report: RunReport) -> torch.Tensor:
+    """Return the picture of a finished run.
+
+    Returns:
+        RGB image [1, H, WIDTH, 3], 0..1.
+    """
+    if not report.steps:
+        return draw_message(str(report))
+    rows = [report.steps[i : i + _STEPS_PER_ROW] for i in range(0, len(report.steps), _STEPS_PER_ROW)]
+    notes = [line for note in _notes(report) for line in textwrap.wrap(note, 112)]
+    row_height = _CELL_HEIGHT + _LINE + 10
+    height = 2 * _MARGIN + 44 + len(rows) * row_height + 20 + (14 + _LINE * len(notes) if notes else 0)
+    image, draw = _canvas(height)
+    y = _MARGIN
+    draw.text((_MARGIN, y), _headline(report), fill=_TEXT, font=_font(24), anchor="lt")
+    y += 44
+    columns = len(report.steps) if len(rows) == 1 else _STEPS_PER_ROW
+    for row in rows:
+        _draw_row(draw, report, row, y, (WIDTH - 2 * _MARGIN) / columns)
+        y += row_height
+    _draw_legend(draw, report, y)
+    y += 34
+    for line in notes:
+        draw.text((_MARGIN, y), line, fill=_FAINT, font=_font(16), anchor="lt")
+        y += _LINE
+    return _tensor(image)
+
+
+def draw_message(text: str) -> torch.Tensor:
+    """Return a picture [1, H, WIDTH, 3] of a text, for where there is no run to draw."""
+    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, 96)]
+    image, draw = _canvas(2 * _MARGIN + _LINE * len(lines))
+    for i, line in enumerate(lines):
+        draw.text((_MARGIN, _MARGIN + i * _LINE), line, fill=_TEXT, font=_font(18), anchor="lt")
+    return _tensor(image)
+
+
+def _headline(report: RunReport) -> str:
+    parts = [f"{len(report.steps)} steps"]
+    if report.speedup_macs is not None:
+        parts.append(f"{report.speedup_macs:.2f}x fewer MACs")
+    estimate = report.all_full_seconds
+    timing = f"{report.seconds:.2f} s"
+    parts.append(timing if estimate is None else f"{timing}, all steps full about {estimate:.2f} s")
+    return "   ·   ".join(parts)
+
+
+def _notes(report: RunReport) -> list[str]:
+    reasons = Counter(reason for step in report.steps for reason in step.fallbacks)
+    fell_back = [f"{count} step{'s' if count > 1 else ''} ran in full: {reason}." for reason, count in reasons.items()]
+    return [*fell_back, *report.notes]
+
+
+def _draw_row(draw: ImageDraw.ImageDraw, report: RunReport, row: tuple[StepReport, ...], top: float, pitch: float) -> None:
+    bottom = top + _CELL_HEIGHT
+    every = 1 if pitch >= _NUMBER_WIDTH else 5
+    for i, step in enumerate(row):
+        left, right = _MARGIN + i * pitch, _MARGIN + (i + 1) * pitch - _GAP
+        draw.rectangle((left, top, right, bottom), fill=_EMPTY)
+        colour, share = _COLOURS[step.ran], _share(report, step)
+        if step.ran is StepKind.EXTRAPOLATED:
+            draw.rectangle((left, bottom - 10, right, bottom), fill=colour)
+        elif step.ran is StepKind.NULL:
+            draw.line((left, bottom, right, bottom), fill=colour, width=3)
+        else:
+            draw.rectangle((left, bottom - share * _CELL_HEIGHT, right, bottom), fill=colour)
+        if step.depth is not None and pitch >= 16:
+            place = ((left + right) / 2, bottom - share * _CELL_HEIGHT - 4)
+            draw.text(place, str(step.depth), fill=_COLOURS[StepKind.PARTIAL], font=_font(14), anchor="mb")
+        if step.fallbacks:
+            middle, size = (left + right) / 2, min(7.0, pitch / 2 - 1)
+            draw.polygon([(middle - size, top - 12), (middle + size, top - 12), (middle, top - 2)], fill=_FALLBACK)
+        if step.number == 1 or step.number % every == 0:
+            draw.text(((left + right) / 2, bottom + 8), str(step.number), fill=_FAINT, font=_font(14), anchor="mt")
+
+
+def _share(report: RunReport, step: StepReport) -> float:
+    """Return how much of a full step's compute the step took, for the height of its cell."""
+    if step.ran is StepKind.FULL:
+        return 1.0
+    if step.ran is not StepKind.PARTIAL:
+        return 0.0
+    share = report.cost.share(step.depth) if report.cost is not None else 0.5
+    return max(share, _MIN_SHARE)
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, report: RunReport, top: float) -> None:
+    counts = Counter(step.ran for step in report.steps)
+    entries = [(_COLOURS[kind], f"{counts[kind]} {name}") for kind, name in _NAMES.items() if counts[kind]]
+    fallbacks = sum(bool(step.fallbacks) for step in report.steps)
+    if fallbacks:
+        entries.append((_FALLBACK, f"{fallbacks} ran in full instead"))
+    x, font = float(_MARGIN), _font(18)
+    for colour, text in entries:
+        draw.rectangle((x, top, x + 16, top + 16), fill=colour)
+        draw.text((x + 24, top + 8), text, fill=_TEXT, font=font, anchor="lm")
+        x += 24 + draw.textlength(text, font=font) + 28
+
+
+def _canvas(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    image = Image.new("RGB", (WIDTH, height), _BACKGROUND)
+    return image, ImageDraw.Draw(image)
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0)[None]

@@ -1,0 +1,156 @@
+"""Partial steps of an LDM-layout U-Net, without a copied forward (DeepCache, Ma et al., 2023).
+
+With n input blocks, `output_blocks[n-1-i]` takes the skip of `input_blocks[i]`. A partial step of depth k runs
+`input_blocks[:k]` and `output_blocks[n-k:]`; the deep feature that enters `output_blocks[n-k]` comes from a full step. The
+code that runs is the network's own `_forward`, on a shallow view of the network, so that whatever patches it carries keep
+working; the embedded model and the host's U-Nets share this module.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class NetworkCall:
+    """The arguments of one call of a diffusion network, as the host passes them.
+
+    Args:
+        x: scaled latent [B, C, H, W].
+        timesteps: the model's own time [B].
+        context: conditioning tokens [B, M, D].
+        y: vector conditioning [B, A].
+        control: residuals of control nets, lists by "input", "middle", "output".
+        options: the host's transformer_options.
+        kwargs: whatever else the call carried.
+    """
+
+    x: torch.Tensor
+    timesteps: torch.Tensor
+    context: torch.Tensor | None = None
+    y: torch.Tensor | None = None
+    control: dict[str, list] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, forward: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """Return forward's prediction for these arguments."""
+        return forward(self.x, self.timesteps, self.context, self.y, self.control, self.options, **self.kwargs)
+
+    def shapes(self) -> NetworkCall:
+        """Return the call on the meta device: shapes and types without data, patches or control residuals."""
+
+        def shape(value: Any) -> Any:
+            return torch.empty_like(value, device="meta") if isinstance(value, torch.Tensor) else value
+
+        options = {"cond_or_uncond": self.options.get("cond_or_uncond", [0])}
+        kwargs = {name: shape(value) for name, value in self.kwargs.items()}
+        return NetworkCall(shape(self.x), shape(self.timesteps), shape(self.context), shape(self.y), None, options, kwargs)
+
+
+def block_count(network: nn.Module) -> int | None:
+    """Return the number of input blocks of an LDM-layout U-Net, None for any other network."""
+    inputs, outputs = getattr(network, "input_blocks", None), getattr(network, "output_blocks", None)
+    middle = getattr(network, "middle_block", None)
+    if not isinstance(inputs, nn.ModuleList) or not isinstance(outputs, nn.ModuleList) or not isinstance(middle, nn.Sequential):
+        return None
+    return len(inputs) if len(inputs) == len(outputs) and callable(getattr(network, "_forward", None)) else None
+
+
+def full_pass(
+    network: nn.Module, call: NetworkCall, forward: Callable[..., torch.Tensor], depth: int | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Run every block; with a depth also return the deep feature that partial steps of that depth take in.
+
+    Args:
+        network: the U-Net.
+        call: its arguments.
+        forward: the network's own forward, or the rest of the host's wrapper chain.
+        depth: of the partial steps to come, less than the network's block count, or None.
+
+    Returns:
+        prediction [B, C, H, W], and the deep feature [B, ...] or None.
+    """
+    if depth is None:
+        return call.run(forward), None
+    entry = ("output", block_count(network) - depth)
+    kept: list[torch.Tensor] = []
+
+    def keep(h: torch.Tensor, skip: torch.Tensor, options: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        if options.get("block") == entry:
+            kept.append(h.clone())  # patches after this one may write to h in place
+        return h, skip
+
+    patches = call.options.get("patches", {})
+    patches = {**patches, "output_block_patch": [keep, *patches.get("output_block_patch", ())]}
+    prediction = replace(call, options={**call.options, "patches": patches}).run(forward)
+    return prediction, kept[-1] if kept else None
+
+
+def partial_pass(network: nn.Module, call: NetworkCall, depth: int, feature: torch.Tensor) -> torch.Tensor:
+    """Run the `depth` shallowest input and output blocks on a kept deep feature [B, ...].
+
+    Returns:
+        prediction [B, C, H, W]; at the input at which the feature was kept, the full prediction bit for bit.
+    """
+    n = block_count(network)
+    skipped = [*network.input_blocks[depth:], network.middle_block, *network.output_blocks[: n - depth]]
+    view = copy.copy(network)
+    view._modules = {
+        **network._modules,
+        "input_blocks": nn.ModuleList(network.input_blocks[:depth]),
+        "middle_block": type(network.middle_block)(_Stored(feature)),
+        "output_blocks": nn.ModuleList(network.output_blocks[n - depth :]),
+    }
+    options = _ShiftedOptions(call.options, n - depth, sum(map(_transformers, skipped)))
+    call = replace(call, options=options, control=_shallow_control(call.control, n - depth))
+    return call.run(lambda *args, **kwargs: type(network)._forward(view, *args, **kwargs))
+
+
+class _Stored(nn.Module):
+    """Stands for the deep blocks: returns the feature that they made."""
+
+    def __init__(self, feature: torch.Tensor) -> None:
+        super().__init__()
+        self.feature = feature
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return self.feature
+
+
+class _ShiftedOptions(dict):
+    """transformer_options in which the view's output blocks carry their numbers in the whole network.
+
+    Patches address blocks by number; `transformer_index` counts transformers from the input on.
+    """
+
+    def __init__(self, options: dict[str, Any], output_offset: int, transformers: int) -> None:
+        super().__init__(options)
+        self._offset, self._transformers = output_offset, transformers
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "block" and value[0] == "output":
+            if value[1] == 0 and "transformer_index" in self:
+                super().__setitem__("transformer_index", self["transformer_index"] + self._transformers)
+            value = ("output", value[1] + self._offset)
+        super().__setitem__(key, value)
+
+
+def _transformers(block: nn.Module) -> int:
+    return sum(hasattr(layer, "transformer_blocks") for layer in block)
+
+
+def _shallow_control(control: dict[str, list] | None, skipped_outputs: int) -> dict[str, list] | None:
+    """Leave the residuals of the blocks that run: the network pops "output" from the end, deepest block first."""
+    if control is None:
+        return None
+    shallow = {name: list(values) for name, values in control.items() if name != "middle"}
+    if "output" in shallow:
+        shallow["output"] = shallow["output"][: max(len(shallow["output"]) - skipped_outputs, 0)]
+    return shallow

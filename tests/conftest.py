@@ -1,0 +1,129 @@
+"""What the tests share: a tiny random U-Net, a tiny untrained embedded model, Gaussian data with their exact denoiser."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from flexi_core import Schedule, Segment, StepKind
+from flexi_core.demo.captions import TABLE_ROWS
+from flexi_core.demo.model import DemoModel, training_sigmas
+from flexi_core.demo.unet import UNet
+from flexi_core.plan import make_plan
+from flexi_core.run import Run
+from flexi_core.unet_steps import NetworkCall
+
+TINY = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "model_channels": 32,
+    "channel_mult": [1, 1],
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [0, 1],
+    "transformer_depth_output": [0, 0, 1, 1],
+    "transformer_depth_middle": 1,
+    "num_head_channels": 16,
+    "context_dim": 8,
+}
+TINY_BLOCKS = 4
+
+
+def tiny_unet(**changes: object) -> UNet:
+    """Return a U-Net of 4 input and 4 output blocks with random weights (its own start has zeros, which hide errors)."""
+    unet = UNet(**{**TINY, **changes}).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for value in unet.parameters():
+        value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+    return unet
+
+
+@pytest.fixture(scope="session")
+def unet() -> UNet:
+    return tiny_unet()
+
+
+@pytest.fixture(scope="session")
+def make_unet():
+    return tiny_unet
+
+
+@pytest.fixture
+def make_call():
+    """A function of (slots, uuids, seed): a network call, 2 rows for each slot, cond (0) and uncond (1)."""
+
+    def call(slots=(1, 0), uuids=None, seed: int = 0, size: int = 16, **options: object) -> NetworkCall:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(2, 3, size, size, generator=generator)
+        contexts = torch.randn(2, 1, 5, 8, generator=torch.Generator().manual_seed(1)).expand(2, 2, 5, 8)
+        options = {"cond_or_uncond": list(slots), "uuids": list(uuids or [f"slot {s}" for s in slots]), **options}
+        return NetworkCall(
+            torch.cat([x] * len(slots)),
+            torch.full((2 * len(slots),), 500.0),
+            torch.cat([contexts[slot] for slot in slots]),
+            options=options,
+        )
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_model(unet: UNet) -> DemoModel:
+    """The embedded model untrained and tiny: enough for every law that does not speak of pictures."""
+    table = torch.randn(TABLE_ROWS, 8, generator=torch.Generator().manual_seed(2))
+    return DemoModel(unet, table, dict(TINY), training_sigmas("linear 0.00085 0.012"))
+
+
+class GaussianData:
+    """Data x0 ~ N(mean, diag(variance)), float64: denoiser and trajectories in closed form (Karras et al., 2022)."""
+
+    mean = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    variance = torch.tensor([4.0, 0.25, 0.01], dtype=torch.float64)
+
+    def denoise(self, x: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
+        return self.mean + self.variance / (self.variance + sigma**2) * (x - self.mean)
+
+    def end(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        """Return where the probability flow brings x from sigma to 0."""
+        return self.mean + (self.variance / (self.variance + sigma**2)).sqrt() * (x - self.mean)
+
+    def start(self, sigma: float, count: int = 8) -> torch.Tensor:
+        return sigma * torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+    def sigmas(self, steps: int, high: float = 10.0, low: float = 0.05) -> torch.Tensor:
+        """Return the grid of Karras et al. (2022), Eq. 5, with a last 0 [steps + 1], float64."""
+        ends = torch.tensor([high, low], dtype=torch.float64) ** (1 / 7)
+        grid = (ends[0] + torch.linspace(0, 1, steps, dtype=torch.float64) * (ends[1] - ends[0])) ** 7
+        return torch.cat([grid, torch.zeros(1, dtype=torch.float64)])
+
+    def sample(self, sampler, schedule: str | Schedule, sigmas: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, Run]:
+        """Sample from x under a schedule; the run stands between sampler and denoiser as it does in the host."""
+        schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
+        run = Run(make_plan(schedule, sigmas.tolist()))
+
+        def model(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            return run.predict(x, float(sigma), lambda: self.denoise(x, sigma))
+
+        return sampler(model, x, sigmas[list(run.plan.kept)]), run
+
+
+@pytest.fixture(scope="session")
+def gaussian() -> GaussianData:
+    return GaussianData()
+
+
+@pytest.fixture(scope="session")
+def random_schedules() -> list[Schedule]:
+    """400 schedules of 1 to 40 segments, every kind of segment, depth and order among them; from one seed."""
+    rng = random.Random(20240917)
+    schedules = []
+    for _ in range(400):
+        segments = []
+        for _ in range(rng.choice([1, 2, 3, 5, 8, 40])):
+            partial = rng.choice([0, 0, 1, 2, 4])
+            nulls = rng.choices([StepKind.NULL, StepKind.EXTRAPOLATED], k=rng.choice([0, 1, 3]))
+            kinds = (StepKind.FULL, *[StepKind.PARTIAL] * partial, *nulls)
+            segments += [Segment(kinds, rng.choice([1, 2, 3, 12, 1000]) if partial else None)] * rng.choice([1, 1, 2, 3])
+        schedules.append(Schedule(tuple(segments), rng.choice([0, 1, 1, 1, 2, 3])))
+    return schedules

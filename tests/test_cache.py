@@ -1,0 +1,210 @@
+"""Whose deep feature a partial step takes, and that every miss is a full step with its reason."""
+
+import pytest
+import torch
+from torch import nn
+
+from flexi_core import Schedule
+from flexi_core.plan import make_plan
+from flexi_core.run import FULL_DEPTH, Run
+from flexi_core.unet_steps import NetworkCall, full_pass, partial_pass
+
+MISS = "no deep feature kept for this conditioning, shape and segment"
+
+
+def start(text: str) -> Run:
+    """Return a run whose step i has the noise level n - i."""
+    schedule = Schedule.parse(text)
+    return Run(make_plan(schedule, [float(len(schedule) - i) for i in range(len(schedule) + 1)]))
+
+
+def ask(run: Run, unet: nn.Module, call: NetworkCall, step: int) -> torch.Tensor:
+    return run.forward(unet, call, run.plan.sigmas[step], unet.forward)
+
+
+def full(unet: nn.Module, call: NetworkCall) -> torch.Tensor:
+    return call.run(unet.forward)
+
+
+def test_a_partial_step_reuses_its_segments_feature(unet, make_call):
+    run = start("FP@2")
+    assert torch.equal(ask(run, unet, make_call(), 0), full(unet, make_call()))
+    assert torch.equal(ask(run, unet, make_call(), 1), full(unet, make_call()))
+    assert not torch.equal(ask(run, unet, make_call(seed=1), 1), full(unet, make_call(seed=1)))
+    assert [dict(record.calls) for record in run.records] == [{FULL_DEPTH: 4}, {2: 8}]
+    assert not any(record.fallbacks for record in run.records)
+    assert run.cache_bytes > 0
+
+
+def test_cond_and_uncond_never_share_a_cache_entry(unet, make_call):
+    run = start("FP@2")
+    ask(run, unet, make_call(slots=(1, 0)), 0)
+    straight = ask(run, unet, make_call(slots=(1, 0), seed=1), 1)
+    swapped = ask(run, unet, make_call(slots=(0, 1), seed=1), 1)
+    assert not run.records[1].fallbacks
+    assert not torch.equal(straight[:2], straight[2:])
+    torch.testing.assert_close(swapped, straight.roll(2, dims=0), rtol=1e-5, atol=1e-6)
+
+
+def test_one_uuid_for_cond_and_uncond_still_makes_two_entries(unet, make_call):
+    # Area prompts: the host gives both the same uuid.
+    run, plain = start("FP@2"), start("FP@2")
+    ask(run, unet, make_call(slots=(1, 0), uuids=("same", "same")), 0)
+    ask(plain, unet, make_call(slots=(1, 0)), 0)
+    swapped = ask(run, unet, make_call(slots=(0, 1), uuids=("same", "same"), seed=1), 1)
+    assert not run.records[1].fallbacks
+    assert torch.equal(swapped, ask(plain, unet, make_call(slots=(0, 1), seed=1), 1))
+
+
+def test_one_prompt_twice_in_a_call_makes_two_entries(unet, make_call):
+    run = start("FP@2")
+    ask(run, unet, make_call(slots=(0, 0), uuids=("same", "same")), 0)
+    entries = [entry.feature for entry in run._cache.values()]
+    assert len(entries) == 2
+    ask(run, unet, make_call(slots=(0, 0), uuids=("same", "same")), 1)
+    assert not run.records[1].fallbacks
+
+
+def test_two_calls_equal_one(unet, make_call):
+    together, apart = start("FP@2"), start("FP@2")
+    predictions = []
+    for step, seed in ((0, 0), (1, 1)):
+        one = ask(together, unet, make_call(slots=(1, 0), seed=seed), step)
+        two = [ask(apart, unet, make_call(slots=(slot,), seed=seed), step) for slot in (1, 0)]
+        predictions.append((one, torch.cat(two)))
+    for one, two in predictions:
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+    assert not any(record.fallbacks for record in apart.records)
+    assert [sum(r.calls.values()) for r in apart.records] == [sum(r.calls.values()) for r in together.records]
+    assert [record.network_calls for record in apart.records] == [2, 2]
+
+
+def test_a_feature_kept_in_one_call_serves_in_two(unet, make_call):
+    run = start("FP@2")
+    ask(run, unet, make_call(slots=(1, 0)), 0)
+    two = torch.cat([ask(run, unet, make_call(slots=(slot,), seed=1), 1) for slot in (1, 0)])
+    torch.testing.assert_close(two, ask(run, unet, make_call(slots=(1, 0), seed=1), 1), rtol=1e-5, atol=1e-6)
+    assert not run.records[1].fallbacks
+
+
+def test_a_second_run_starts_empty(unet, make_call):
+    first = start("FP@2")
+    ask(first, unet, make_call(), 0)
+    second = Run(first.plan)
+    assert torch.equal(ask(second, unet, make_call(seed=1), 1), full(unet, make_call(seed=1)))
+    assert second.records[1].fallbacks == {MISS: 1}
+
+
+def test_a_released_run_has_no_feature_left(unet, make_call):
+    run = start("FP@2")
+    ask(run, unet, make_call(), 0)
+    run.release()
+    ask(run, unet, make_call(seed=1), 1)
+    assert run.records[1].fallbacks == {MISS: 1}
+
+
+def test_the_feature_of_another_segment_is_a_miss(unet, make_call):
+    run = start("FP@2|FP@2")
+    ask(run, unet, make_call(), 0)
+    assert torch.equal(ask(run, unet, make_call(seed=1), 3), full(unet, make_call(seed=1)))
+    assert run.records[3].fallbacks == {MISS: 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 8},
+        {"slots": (0,), "uuids": ("a new prompt",)},
+        {"slots": (0, 1), "uuids": ("slot 1", "slot 0")},
+    ],
+)
+def test_another_shape_prompt_or_slot_is_a_miss(unet, make_call, change):
+    run = start("FP@2")
+    ask(run, unet, make_call(), 0)
+    assert torch.equal(ask(run, unet, make_call(**change), 1), full(unet, make_call(**change)))
+    assert run.records[1].fallbacks == {MISS: 1}
+    assert run.records[1].calls[FULL_DEPTH] == make_call(**change).x.shape[0]
+
+
+def test_a_call_with_one_unknown_chunk_runs_in_full(unet, make_call):
+    run = start("FP@2")
+    ask(run, unet, make_call(slots=(0,)), 0)
+    assert torch.equal(ask(run, unet, make_call(slots=(1, 0), seed=1), 1), full(unet, make_call(slots=(1, 0), seed=1)))
+    assert run.records[1].fallbacks == {MISS: 1}
+
+
+class Window:
+    def __init__(self, *frames: int) -> None:
+        self.index_list = list(frames)
+
+
+def test_context_windows_never_share_a_feature(unet, make_call):
+    run = start("FP@2")
+    ask(run, unet, make_call(context_window=Window(0, 1, 2)), 0)
+    ask(run, unet, make_call(context_window=Window(0, 1, 2)), 1)
+    assert not run.records[1].fallbacks
+    ask(run, unet, make_call(context_window=Window(1, 2, 3)), 1)
+    assert run.records[1].fallbacks == {MISS: 1}
+
+
+def test_a_full_step_that_a_miss_brought_serves_the_segments_next_partial_step(unet, make_call):
+    run = start("FPP@2")
+    ask(run, unet, make_call(), 1)
+    assert run.records[1].fallbacks == {MISS: 1}
+    ask(run, unet, make_call(seed=1), 2)
+    assert not run.records[2].fallbacks
+    assert run.records[2].calls == {2: 4}
+
+
+class NoUNet(nn.Module):
+    def forward(self, x, timesteps, context=None, y=None, control=None, options=None):
+        return x * 2
+
+
+def test_an_unknown_network_runs_in_full_with_the_reason(make_call):
+    run, network = start("FP@2"), NoUNet()
+    for step in (0, 1):
+        assert torch.equal(ask(run, network, make_call(), step), make_call().x * 2)
+    assert run.records[1].fallbacks == {"NoUNet has no U-Net blocks to run partially": 1}
+    assert run.records[1].calls == {FULL_DEPTH: 4}
+
+
+@pytest.mark.parametrize("depth", [4, 5, 1000])
+def test_a_depth_of_all_blocks_or_more_runs_in_full_with_the_reason(unet, make_call, depth):
+    run = start(f"FP@{depth}")
+    ask(run, unet, make_call(), 0)
+    assert torch.equal(ask(run, unet, make_call(seed=1), 1), full(unet, make_call(seed=1)))
+    assert run.records[1].fallbacks == {f"depth {depth} needs more than the network's 4 blocks": 1}
+
+
+def test_a_call_without_the_hosts_keys_is_one_chunk(unet, make_call):
+    run, call = start("FP@2"), make_call(slots=(0,))
+    call.options.clear()
+    ask(run, unet, call, 0)
+    ask(run, unet, call, 1)
+    assert not run.records[1].fallbacks
+
+
+def test_a_schedule_without_partial_steps_keeps_nothing(unet, make_call):
+    run = start("FX|FNN|F")
+    for step in (0, 2, 5):
+        assert torch.equal(ask(run, unet, make_call(), step), full(unet, make_call()))
+    assert run.cache_bytes == 0
+
+
+def test_partial_steps_do_not_pile_up_features(unet, make_call):
+    run = start("4*(FPP@2)")
+    held = []
+    for step in range(12):
+        ask(run, unet, make_call(seed=step), step)
+        held.append(sum(entry.feature.nbytes for entry in run._cache.values()))
+    assert set(held) == {run.cache_bytes}
+
+
+def test_the_feature_is_that_of_the_last_full_step(unet, make_call):
+    run = start("FPP@2")
+    ask(run, unet, make_call(seed=0), 0)
+    ask(run, unet, make_call(seed=1), 1)  # a partial step in between keeps no feature of its own
+    after = ask(run, unet, make_call(seed=2), 2)
+    _, feature = full_pass(unet, make_call(seed=0), unet.forward, 2)
+    assert torch.equal(after, partial_pass(unet, make_call(seed=2), 2, feature))

@@ -1,0 +1,209 @@
+"""Schedule text: what is read, what is printed, what is refused."""
+
+import time
+
+import pytest
+
+from flexi_core import FlexiError, Schedule, ScheduleError, Segment, StepKind
+
+
+def test_printing_and_parsing_round_trips(random_schedules):
+    for schedule in random_schedules:
+        assert Schedule.parse(str(schedule)) == schedule
+
+
+def test_printing_is_canonical(random_schedules):
+    for schedule in random_schedules:
+        assert str(Schedule.parse(str(schedule))) == str(schedule)
+
+
+@pytest.mark.parametrize(
+    ("text", "letters", "depths", "order"),
+    [
+        ("FPPNN@2|2*(FPNNN@1)|FPPPP@3", "FPPNNFPNNNFPNNNFPPPP", [2, 1, 1, 3], 1),
+        ("FFXXX|FXXXX; order=2", "FFXXXFXXXX", [None, None, None], 2),
+        ("10*(FX)", "FX" * 10, [None] * 10, 1),
+        ("FPPNN", "FPPNN", [3], 1),
+        (" 2*( FP@1 | 2*(FX) ) ;order=0", "FPFXFXFPFXFX", [1, None, None, 1, None, None], 0),
+        ("FPFN@2", "FPFN", [2, None], 1),
+        ("F", "F", [None], 1),
+        ("FNXNX", "FNXNX", [None], 1),
+        ("F|F;", "FF", [None, None], 1),
+    ],
+)
+def test_texts_read_as_their_steps(text, letters, depths, order):
+    schedule = Schedule.parse(text)
+    assert schedule.letters == letters
+    assert [segment.depth for segment in schedule.segments] == depths
+    assert schedule.order == order
+    assert len(schedule) == len(letters)
+
+
+def test_equal_neighbours_fold_into_a_repeat():
+    assert str(Schedule.parse("FP@2|FP@2|FP@1|FX|FX|FX")) == "2*(FP@2)|FP@1|3*(FX)"
+    assert str(Schedule.parse("FFFF")) == "4*(F)"
+
+
+def test_the_default_order_is_not_printed():
+    assert str(Schedule.parse("FX; order=1")) == "FX"
+    assert str(Schedule.parse("FX; order=0")) == "FX; order=0"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the schedule text is empty; write one letter"),
+        (" \n ", "the schedule text is empty"),
+        ("NFF", "at character 1: a segment starts with a full step, this one is 'NFF'; put an F first"),
+        ("XF", "starts with a full step"),
+        ("PPF", "starts with a full step"),
+        ("FF|NNF", "at character 4: a segment starts with a full step"),
+        ("fpp", "at character 1: unknown step 'f'.*did you mean F"),
+        ("FPp", "at character 3: unknown step 'p'.*did you mean P"),
+        ("FPQ", "at character 3: unknown step 'Q'; steps are F"),
+        ("FN@2", "'FN' has depth 2 and no partial step P to run at it; leave out @2"),
+        ("FP@0", "a depth is 1 to 1000 blocks"),
+        ("FP@1001", "a depth is 1 to 1000 blocks"),
+        ("FP@", r"expected a depth \(a whole number of at most 6 digits\), found 'the end'"),
+        ("FP@-1", "expected a depth .*found '-'"),
+        ("FP@1.5", r"unexpected '\.'"),
+        ("FP@1234567", "expected a depth"),
+        ("FNP@2", "partial steps come before the null steps"),
+        ("FX; depth=2", "unknown option 'depth'; known: order"),
+        ("FX; order", "expected '=', found 'the end'"),
+        ("FX; order=", "expected the extrapolation order"),
+        ("FX; order=4", "the extrapolation order is 4; it is 0"),
+        ("FX; =2", "expected an option such as order=2"),
+        ("FX; order=2 order=1", "unexpected 'order'"),
+        ("F||F", r"expected steps: letters F, P, N, X, found '\|'"),
+        ("|F", "expected steps"),
+        ("F|", "expected steps.*found 'the end'"),
+        ("2(F)", r"expected '\*', found '\('"),
+        ("2*F", r"expected '\(', found 'F'"),
+        ("2*(F", r"expected '\)', found 'the end'"),
+        ("2*F)", r"expected '\('"),
+        ("F)", r"unexpected '\)'; segments are joined by \|"),
+        ("0*(F)", "a repeat count of 0 leaves no steps"),
+        ("F, F", "unexpected ','"),
+        ("F P", "unexpected 'P'"),
+        ("F\x00", "unexpected"),
+        ("F€2", "unexpected '€'"),
+    ],
+)
+def test_what_is_no_schedule_is_refused_with_its_reason(text, message):
+    with pytest.raises(ScheduleError, match=message):
+        Schedule.parse(text)
+
+
+@pytest.mark.parametrize("value", [None, 3, b"FX", ["FX"]])
+def test_what_is_no_text_is_refused(value):
+    with pytest.raises(ScheduleError, match="a schedule is text, this is"):
+        Schedule.parse(value)
+
+
+def test_every_refusal_is_one_of_ours():
+    with pytest.raises(FlexiError):
+        Schedule.parse("N")
+
+
+def test_a_long_text_is_clipped_in_its_error():
+    with pytest.raises(ScheduleError) as refused:
+        Schedule.parse("F|" * 5000)
+    assert len(str(refused.value)) < 200
+
+
+def test_repeats_nest_eight_deep_and_no_deeper():
+    assert len(Schedule.parse("2*(" * 8 + "F" + ")" * 8)) == 256
+    with pytest.raises(ScheduleError, match="nested more than 8 deep"):
+        Schedule.parse("1*(" * 9 + "F" + ")" * 9)
+
+
+@pytest.mark.parametrize("text", ["F" * 10_000, "F" + "X" * 9_999, "10000*(F)", "100*(100*(F))", "5000*(FX)"])
+def test_ten_thousand_steps_are_read(text):
+    assert len(Schedule.parse(text)) == 10_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["F" * 10_001, "F" + "X" * 10_000, "10001*(F)", "5001*(FX)", "100*(100*(F))|F", "5000*(FX)|F", "|".join("F" * 10_001)],
+)
+def test_one_step_more_is_refused(text):
+    with pytest.raises(ScheduleError, match="at most 10000"):
+        Schedule.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "999999*(FX)",
+        "9999*(9999*(9999*(9999*(F))))",
+        "|".join(["9999*(F)"] * 5_000),
+        "2*(" * 8 + "9999*(F)" + ")" * 8,
+        "F" * 200_000,
+        "F" + " " * 99_000,
+        " " * 49_000 + "F" + " " * 49_000,
+        "(" * 90_000,
+        "F@" * 45_000,
+        "9" * 90_000,
+    ],
+)
+def test_no_text_of_any_size_takes_long(text):
+    began = time.perf_counter()
+    try:
+        assert len(Schedule.parse(text)) <= 10_000
+    except ScheduleError as error:
+        assert len(str(error)) < 300
+    assert time.perf_counter() - began < 1.0
+
+
+def test_a_text_of_200_kb_is_refused():
+    with pytest.raises(ScheduleError, match="has 200000 characters; at most 100000"):
+        Schedule.parse("F" * 200_000)
+
+
+def test_the_steps_of_a_schedule_know_their_segment_and_depth():
+    steps = list(Schedule.parse("FPN@2|FX").steps())
+    assert [(step.kind.value, step.depth, step.segment) for step in steps] == [
+        ("F", None, 0),
+        ("P", 2, 0),
+        ("N", None, 0),
+        ("F", None, 1),
+        ("X", None, 1),
+    ]
+
+
+@pytest.mark.parametrize(("text", "interval"), [("F", 1), ("FX", 1), ("FPP@1", 3), ("FPPNNX@1", 3)])
+def test_the_interval_counts_full_and_partial_steps(text, interval):
+    (segment,) = Schedule.parse(text).segments
+    assert segment.interval == interval
+
+
+@pytest.mark.parametrize(
+    ("kinds", "depth", "message"),
+    [
+        ("", None, "this one is 'empty'"),
+        ("P", 1, "starts with a full step"),
+        ("FF", None, "one full step, this one is 'FF'"),
+        ("FXP", 1, "move its P forward"),
+        ("FP", None, "has depth None"),
+        ("FX", 1, "a depth belongs to a segment with P steps"),
+    ],
+)
+def test_no_segment_out_of_order_can_be_made(kinds, depth, message):
+    with pytest.raises(ScheduleError, match=message):
+        Segment(tuple(StepKind(letter) for letter in kinds), depth)
+
+
+def test_a_schedule_without_segments_cannot_be_made():
+    with pytest.raises(ScheduleError, match="the schedule is empty"):
+        Schedule(())
+
+
+def test_what_a_file_says_takes_no_part_in_equality():
+    assert Schedule.parse("FX").with_info(note="mine") == Schedule.parse("FX")
+    assert Schedule.parse("FX") != Schedule.parse("FX; order=2")
+
+
+@pytest.mark.parametrize(("text", "expected"), [("FFF", True), ("3*(F)", True), ("FX", False), ("FP@1", False), ("FN", False)])
+def test_all_full_is_known(text, expected):
+    assert Schedule.parse(text).is_all_full is expected

@@ -1,0 +1,96 @@
+"""Presets fit any step count and cost what their names say."""
+
+import pytest
+
+from flexi_core import ScheduleError, StepKind
+from flexi_core.presets import PRESETS, all_full, deepcache, from_kinds, preset, segments_for_speedup, uniform
+
+STEPS = [*range(1, 61), 100, 999, 1000, 10_000]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_has_one_step_for_each_of_the_run_and_opens_in_full(name):
+    for steps in STEPS:
+        schedule = preset(name, steps)
+        assert len(schedule) == steps
+        assert schedule.letters.startswith("F")
+
+
+@pytest.mark.parametrize(("name", "speedup"), [("2x", 2), ("3x", 3), ("5x", 5)])
+def test_a_speedup_preset_costs_its_share_to_half_a_step(name, speedup):
+    for steps in STEPS:
+        full = preset(name, steps).letters.count("F")
+        assert abs(full - steps / speedup) <= 0.5 or (full == 1 and steps < speedup)
+
+
+@pytest.mark.parametrize(("name", "speedup"), [("2x", 2), ("3x", 3), ("5x", 5)])
+def test_the_first_full_steps_stand_together_and_the_rest_evenly(name, speedup):
+    for steps in (20, 25, 50, 100):
+        letters = preset(name, steps).letters
+        full = letters.count("F")
+        head = len(letters) - len(letters.lstrip("F"))
+        assert head >= round(0.3 * full)
+        gaps = [len(gap) for gap in letters[head:].split("F")]
+        assert max(gaps) - min(gaps[:-1]) <= 1
+        assert gaps[-1] <= max(gaps)
+
+
+@pytest.mark.parametrize("name", ["2x", "3x", "5x"])
+def test_the_last_step_of_a_speedup_preset_is_full(name):
+    assert all(preset(name, steps).letters.endswith("F") for steps in (20, 25, 50, 1000))
+
+
+def test_nulls_of_the_speedup_presets_are_extrapolated():
+    assert all(set(preset(name, 30).letters) == {"F", "X"} for name in ("2x", "3x", "5x"))
+
+
+def test_deepcache_is_one_full_step_then_partial_ones():
+    schedule = preset("deepcache", 8)
+    assert schedule.letters == "FPPFPPFP"
+    assert {segment.depth for segment in schedule.segments} == {3}
+    assert str(deepcache(10, interval=5, depth=1)) == "2*(FPPPP@1)"
+    assert deepcache(4, interval=1) == all_full(4)
+
+
+def test_all_full_is_the_teacher():
+    for steps in STEPS:
+        assert preset("all-full", steps).is_all_full
+
+
+def test_uniform_spreads_its_full_steps_evenly():
+    assert uniform(20, 5).letters == "FXXX" * 5
+    assert uniform(20, 5, StepKind.NULL).letters == "FNNN" * 5
+    for steps in (7, 25, 50):
+        for full in range(1, steps + 1):
+            letters = uniform(steps, full).letters
+            assert letters.count("F") == full and letters[0] == "F"
+            gaps = [len(gap) for gap in letters.split("F")[1:]]
+            assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: preset("4x", 20), "unknown preset '4x'; known: 2x, 3x, 5x, deepcache, all-full"),
+        (lambda: preset("2x", 0), "a run has 0 steps; presets are for 1 to 10000"),
+        (lambda: preset("deepcache", -1), "a run has -1 steps"),
+        (lambda: preset("all-full", 10_001), "a run has 10001 steps"),
+        (lambda: deepcache(20, interval=0), "the interval is 0"),
+        (lambda: deepcache(20, depth=0), "has depth 0; a depth is 1 to 1000"),
+        (lambda: uniform(20, 0), "0 full steps do not fit a run of 20"),
+        (lambda: uniform(20, 21), "21 full steps do not fit a run of 20"),
+        (lambda: segments_for_speedup(20, 0.5), "the speed-up is 0.5; 1 means every step full"),
+        (lambda: from_kinds([]), "the first step of a schedule is full"),
+        (lambda: from_kinds([StepKind.NULL, StepKind.FULL]), "the first step of a schedule is full"),
+        (lambda: from_kinds([StepKind.FULL, StepKind.PARTIAL]), "has depth None"),
+    ],
+)
+def test_what_no_run_can_have_is_refused(make, message):
+    with pytest.raises(ScheduleError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 20, 50])
+def test_any_number_of_full_steps_can_be_asked_for(steps):
+    for full in range(1, steps + 1):
+        assert segments_for_speedup(steps, steps / full).letters.count("F") == full

@@ -1,0 +1,51 @@
+"""What the project says of itself in several places is the same in all of them."""
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+import flexi_core
+
+ROOT = Path(__file__).parents[1]
+SHIPPED_WITH_THE_HOST = {"safetensors", "numpy", "scipy", "einops", "pillow"}
+
+
+def names(file: str) -> dict[str, str]:
+    """Return the requirements of a file by normalised name."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
+    return {normal(re.split(r"[=<>~!;\[ ]", line)[0]): line for line in lines if line}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_version_is_one():
+    assert importlib.metadata.version("comfyui-flexiffusion") == flexi_core.__version__
+    assert f"## [{flexi_core.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_requirements_ask_for_nothing_that_the_host_lacks_and_never_for_torch():
+    requirements = names("requirements.txt")
+    assert set(requirements) <= SHIPPED_WITH_THE_HOST
+    assert all(line == name for name, line in requirements.items()), "a bound could move a package of the host"
+
+
+def test_every_package_that_we_ask_for_is_pinned():
+    asked = {normal(re.split(r"[ ;<>=!~\[]", line)[0]) for line in importlib.metadata.requires("comfyui-flexiffusion")}
+    pins = names("constraints.txt")
+    assert {"torch", "optuna", "typer", "pytest", "ruff"} <= asked
+    assert not asked - set(pins)
+    assert all("==" in line for line in pins.values())
+    assert pins["torch"] == "torch==2.13.0"
+
+
+def test_an_installed_core_has_its_weights():
+    files = {path.as_posix() for path in Path(flexi_core.__file__).parent.rglob("*.safetensors")}
+    assert {Path(file).name for file in files} >= {"unet.safetensors", "classifier.safetensors"}
+
+
+def test_the_public_names_of_the_core_stay():
+    assert set(flexi_core.__all__) >= {"FlexiError", "Schedule", "load_schedule", "save_schedule"}
+    assert all(hasattr(flexi_core, name) for name in flexi_core.__all__)
+    assert issubclass(flexi_core.ScheduleError, flexi_core.FlexiError)
