@@ -1,0 +1,1 @@
+"""The headless search: finds a schedule for one very run, against that run's own output."""

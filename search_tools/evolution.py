@@ -1,0 +1,85 @@
+"""The paper's evolution, mutation and selection, on Optuna's genetic base class (Flexiffusion, arXiv 2409.17566)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.samplers import BaseGASampler
+from optuna.trial import FrozenTrial, TrialState
+
+from flexi_core.schedule import Schedule
+
+from .space import Space
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+_TRIES = 200  # mutations drawn before a repeat is accepted
+
+
+class EvolutionSampler(BaseGASampler):
+    """Elitist evolution: the best `parents` of all generations so far are mutated; repeats are not asked for again.
+
+    The first generation starts with the space's known good points. What is drawn depends on the seed and on the finished
+    trials alone, so that a killed and resumed search goes the way of an uninterrupted one.
+
+    Args:
+        space: draws, mutates and encodes schedules.
+        seed: of the search.
+        population: finished trials per generation.
+        parents: how many survive.
+    """
+
+    def __init__(self, space: Space, seed: int, population: int = 12, parents: int = 4) -> None:
+        super().__init__(population_size=population)
+        self._space, self._seed, self._parents = space, seed, parents
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._space.distributions()
+
+    def select_parent(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        candidates = self.get_population(study, generation - 1) + self.get_parent_population(study, generation - 1)
+        return sorted(candidates, key=lambda trial: (trial.value, trial.number))[: self._parents]
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        finished = study.get_trials(deepcopy=False, states=FINISHED)
+        tried = {t.user_attrs["schedule"] for t in finished}
+        rng = np.random.default_rng([self._seed, len(finished)])
+        parents = self.get_parent_population(study, self.get_trial_generation(study, trial))
+        return self._space.encode(self._draw(tried, parents, rng))
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        raise RuntimeError(f"gene {param_name} was not drawn with its schedule")
+
+    def _draw(self, tried: set[str], parents: list[FrozenTrial], rng: np.random.Generator) -> Schedule:
+        for seed in self._space.seeds():
+            if not parents and str(seed) not in tried:
+                return seed
+        for _ in range(_TRIES):
+            if parents:
+                parent = parents[min(rng.geometric(0.5) - 1, len(parents) - 1)]
+                schedule = self._space.mutate(self._space.decode(parent.params), rng)
+            else:
+                schedule = self._space.random(rng)
+            if str(schedule) not in tried:
+                break
+        return schedule
+
+
+def ask_schedule(study: optuna.Study, space: Space) -> tuple[optuna.Trial, Schedule]:
+    """Return a new trial of a study with an `EvolutionSampler`, and its schedule, whose text the trial remembers."""
+    trial, genes = study.ask(), space.distributions()
+    schedule = space.decode({name: _suggest(trial, name, genes[name]) for name in trial.relative_params})
+    trial.set_user_attr("schedule", str(schedule))
+    return trial, schedule
+
+
+def _suggest(trial: optuna.Trial, name: str, gene: BaseDistribution) -> int | str:
+    if isinstance(gene, IntDistribution):
+        return trial.suggest_int(name, gene.low, gene.high)
+    return trial.suggest_categorical(name, gene.choices)

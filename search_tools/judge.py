@@ -1,0 +1,123 @@
+"""Judging schedules on seeds that no search has seen, beside what a user would otherwise do at the same cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from flexi_core.metrics import bootstrap_interval, psnr_db, rfid, ssim
+from flexi_core.presets import all_full, deepcache, uniform
+from flexi_core.schedule import Schedule, StepKind
+
+from .embedded import EmbeddedBackend, Samples
+from .space import Space
+from .teacher import JUDGE_SEEDS
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a schedule against the teacher on the judging samples.
+
+    Args:
+        name: what it is.
+        schedule: its text.
+        speedup_macs: the teacher's MACs over its own.
+        speedup_time: the teacher's sampling time over its own, both measured in this run.
+        psnr_db, psnr_low, psnr_high: mean over the samples and its 95 % bootstrap interval.
+        ssim: mean.
+        rfid: Frechet distance to the teacher's images from the same noise, on the back end's features.
+        caption_accuracy: share of images in which every attribute is read as asked.
+    """
+
+    name: str
+    schedule: str
+    speedup_macs: float
+    speedup_time: float
+    psnr_db: float
+    psnr_low: float
+    psnr_high: float
+    ssim: float
+    rfid: float
+    caption_accuracy: float
+
+    def as_dict(self) -> dict:
+        """Return plain values; the teacher's own PSNR, which is infinite, as None."""
+        return {key: None if value == float("inf") else value for key, value in asdict(self).items()}
+
+
+class Judge:
+    """The teacher's images on fresh seeds, and the comparison of any schedule with them.
+
+    Args:
+        backend: samples and features.
+        samples: how many; compare Frechet distances of equal counts only.
+        seed: of the first, from `JUDGE_SEEDS` up.
+        progress: called with a name, the work done and the work in all.
+    """
+
+    def __init__(
+        self,
+        backend: EmbeddedBackend,
+        samples: int,
+        seed: int = JUDGE_SEEDS,
+        progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    ) -> None:
+        self.backend, self.samples, self.seed, self._progress = backend, samples, seed, progress
+        teacher = all_full(backend.settings.steps)
+        # Sampled afresh, not from the store: its time is the yardstick of every row's.
+        self.teacher = self._sample("teacher", teacher)
+        self._features = backend.features(self.teacher.images)
+        self.teacher_row = self._row("teacher", str(teacher), self.teacher, 1.0)
+
+    def judge(self, name: str, schedule: Schedule) -> tuple[Row, torch.Tensor]:
+        """Return the row of a schedule for the teacher's run, and its images."""
+        samples = self._sample(name, schedule)
+        return self._row(name, str(schedule), samples, samples.speedup_macs), samples.images
+
+    def judge_fewer_steps(self, steps: int) -> Row:
+        """Return the row of the same solver with fewer steps on the scheduler's own grid, all full."""
+        name = f"{self.backend.settings.sampler}, {steps} steps"
+        samples = self._sample(name, all_full(steps), steps)
+        return self._row(name, str(all_full(steps)), samples, self.backend.settings.steps / steps)
+
+    def _sample(self, name: str, schedule: Schedule, steps: int | None = None) -> Samples:
+        return self.backend.sample(
+            schedule, self.seed, self.samples, steps=steps, progress=lambda done, total: self._progress(name, done, total)
+        )
+
+    def _row(self, name: str, text: str, samples: Samples, speedup_macs: float) -> Row:
+        psnr = psnr_db(samples.images, self.teacher.images)
+        low, high = bootstrap_interval(psnr) if torch.isfinite(psnr).all() else (float("inf"), float("inf"))
+        return Row(
+            name=name,
+            schedule=text,
+            speedup_macs=speedup_macs,
+            speedup_time=self.teacher.seconds / samples.seconds,
+            psnr_db=float(psnr.mean()),
+            psnr_low=low,
+            psnr_high=high,
+            ssim=float(ssim(samples.images, self.teacher.images).mean()),
+            rfid=rfid(self.backend.features(samples.images), self._features),
+            caption_accuracy=float(self.backend.caption_accuracy(samples.images, self.seed).float().mean()),
+        )
+
+
+def baselines(space: Space) -> list[tuple[str, Schedule]]:
+    """Return what a user would otherwise run at the cost of a space's budget: uniform steps, and DeepCache where it fits.
+
+    DeepCache is given its best chance: at every depth the densest interval that the budget allows; where no interval is cheap
+    enough, it has no row.
+    """
+    steps, full = space.steps, space.full_steps
+    rows = [
+        (f"uniform {full} of {steps}, removed", uniform(steps, full, StepKind.NULL)),
+        (f"uniform {full} of {steps}, extrapolated", uniform(steps, full)),
+    ]
+    for depth in space.depths:
+        fitting = (n for n in range(2, steps + 1) if space.spent(deepcache(steps, n, depth)) <= space.budget)
+        interval = next(fitting, None)
+        if interval is not None:
+            rows.append((f"DeepCache N={interval}, depth {depth}", deepcache(steps, interval, depth)))
+    return rows

@@ -1,0 +1,189 @@
+"""A search as an Optuna study: asks, evaluates, tells; interrupted and resumed at any point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import TrialState
+
+from flexi_core import __version__
+from flexi_core.errors import FlexiError
+from flexi_core.schedule import Schedule
+
+from .evolution import FINISHED, EvolutionSampler, ask_schedule
+from .fitness import Evaluation, Fitness
+from .judge import Row
+from .space import Space
+from .teacher import JUDGE_SEEDS
+
+# A schedule whose screen error is this many times that of the best parent-to-be is not worth the full evaluation.
+_SCREEN_MARGIN = 1.6
+_SCREEN_RANK = 4  # the parent that the screen compares with
+_SETTINGS = "flexi:settings"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule with its result; `evaluation` is None where the screen ended it."""
+
+    schedule: Schedule
+    spent: float
+    screen_mse: float
+    evaluation: Evaluation | None
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """How far a search is; handed to the progress callback after each candidate."""
+
+    finished: int
+    seconds: float
+    seconds_left: float
+    best: Candidate | None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Every candidate in order, the best, and whether the search was interrupted."""
+
+    candidates: list[Candidate]
+    best: Candidate | None
+    interrupted: bool
+    seconds: float
+
+
+def open_study(storage: str, name: str, settings: dict) -> optuna.Study:
+    """Return the study of a name, made where there is none.
+
+    Raises:
+        FlexiError: the storage cannot be opened, or the study was made with other settings.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
+        known = study.user_attrs.get(_SETTINGS)
+        if known is None:
+            study.set_user_attr(_SETTINGS, settings)
+    except Exception as error:  # Optuna's storages raise their drivers' own errors
+        raise FlexiError(f"the study storage {storage!r} cannot be used: {error}") from error
+    if known is not None and known != settings:
+        changed = ", ".join(sorted(k for k in known.keys() | settings.keys() if known.get(k) != settings.get(k)))
+        raise FlexiError(f"the study {name!r} was made with other settings ({changed}); give another --study name")
+    return study
+
+
+def run_search(
+    study: optuna.Study,
+    space: Space,
+    fitness: Fitness,
+    *,
+    seed: int,
+    minutes: float | None = None,
+    evaluations: int | None = None,
+    on_progress: Callable[[SearchState], None] = lambda state: None,
+) -> SearchResult:
+    """Search until a budget of the whole study is spent; what earlier runs of it spent counts.
+
+    Args:
+        study: from `open_study`.
+        space: what to search.
+        fitness: how to judge.
+        seed: of the search.
+        minutes: of evaluation time.
+        evaluations: of finished candidates, screened ones included.
+        on_progress: called after each candidate.
+
+    Returns:
+        all candidates of the study; after Ctrl-C those so far.
+    """
+    study.sampler = EvolutionSampler(space, seed)
+    _forget_unfinished(study)
+    interrupted = False
+    while not interrupted:
+        trials = study.get_trials(deepcopy=False, states=FINISHED)
+        seconds = sum(t.user_attrs["seconds"] for t in trials)
+        best = best_of(candidates_of(study))
+        left = _seconds_left(len(trials), seconds, minutes, evaluations)
+        on_progress(SearchState(len(trials), seconds, left, best))
+        if left <= 0:
+            break
+        try:
+            _evaluate(study, space, fitness)
+        except KeyboardInterrupt:
+            interrupted = True
+    _forget_unfinished(study)
+    candidates = candidates_of(study)
+    return SearchResult(candidates, best_of(candidates), interrupted, seconds)
+
+
+def candidates_of(study: optuna.Study) -> list[Candidate]:
+    """Return the finished candidates of a study, in order."""
+    found = []
+    for trial in study.get_trials(deepcopy=False, states=FINISHED):
+        measured = trial.user_attrs.get("evaluation")
+        found.append(
+            Candidate(
+                Schedule.parse(trial.user_attrs["schedule"]),
+                trial.user_attrs["spent"],
+                trial.user_attrs["screen_mse"],
+                Evaluation(**measured) if measured else None,
+            )
+        )
+    return found
+
+
+def best_of(candidates: list[Candidate]) -> Candidate | None:
+    """Return the candidate of lowest rFID, the earlier of equals."""
+    judged = [c for c in candidates if c.evaluation is not None]
+    return min(judged, key=lambda c: c.evaluation.rfid, default=None)
+
+
+def with_results(schedule: Schedule, teacher: dict, row: Row, samples: int, study: optuna.Study, seed: int) -> Schedule:
+    """Return a schedule with what its file says beside it: the teacher, what was measured on fresh seeds, provenance."""
+    measured = {key: value for key, value in row.as_dict().items() if key not in ("name", "schedule")}
+    measured |= {"samples": samples, "first_seed": JUDGE_SEEDS, "features": "embedded scene classifier", "by": "flexi search"}
+    provenance = {"tool": "flexiffusion", "version": __version__, "seed": seed, "study": study.study_name}
+    return schedule.with_info(teacher=teacher, measured=measured, provenance=provenance)
+
+
+def _forget_unfinished(study: optuna.Study) -> None:
+    """Fail the candidates of a run that was interrupted or killed; they are drawn again."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _evaluate(study: optuna.Study, space: Space, fitness: Fitness) -> None:
+    began = time.monotonic()
+    trial, schedule = ask_schedule(study, space)
+    trial.set_user_attr("spent", space.spent(schedule))
+    error, images = fitness.screen(schedule)
+    trial.set_user_attr("screen_mse", error)
+    if error > _screen_limit(study):
+        trial.set_user_attr("seconds", time.monotonic() - began)
+        study.tell(trial, state=TrialState.PRUNED)
+        return
+    evaluation = fitness.finish(schedule, images)
+    trial.set_user_attr("evaluation", vars(evaluation))
+    trial.set_user_attr("seconds", time.monotonic() - began)
+    study.tell(trial, evaluation.rfid)
+
+
+def _screen_limit(study: optuna.Study) -> float:
+    judged = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    best = sorted(judged, key=lambda t: t.value)[:_SCREEN_RANK]
+    if len(best) < _SCREEN_RANK:
+        return float("inf")
+    return _SCREEN_MARGIN * max(t.user_attrs["screen_mse"] for t in best)
+
+
+def _seconds_left(finished: int, seconds: float, minutes: float | None, evaluations: int | None) -> float:
+    """Return the time to the first budget's end, from the mean time of a candidate so far."""
+    left = float("inf")
+    if minutes is not None:
+        left = minutes * 60 - seconds
+    if evaluations is not None:
+        left = min(left, (evaluations - finished) * (seconds / finished if finished else 60.0))
+    return left

@@ -1,0 +1,76 @@
+"""The teacher's output, computed once and stored by what made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from flexi_core.errors import FlexiError
+from flexi_core.files import replace_file
+
+# Seeds of different uses never meet: the search sees none of the samples that judge its result.
+SEARCH_SEEDS = 0
+JUDGE_SEEDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """The run whose output candidates are compared with.
+
+    Args:
+        sampler, scheduler: names of the host's.
+        steps: all full.
+        cfg: guidance scale.
+    """
+
+    sampler: str = "euler"
+    scheduler: str = "normal"
+    steps: int = 50
+    cfg: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise FlexiError(f"the teacher has {self.steps} steps; use 1 to 1000")
+
+
+def cache_folder() -> Path:
+    """Return where teacher outputs are kept: $FLEXI_CACHE, else the user's cache folder."""
+    base = os.environ.get("FLEXI_CACHE")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flexiffusion"
+
+
+class TeacherStore:
+    """Teacher samples on disk, one file for each sample range.
+
+    Args:
+        identity: everything that decides the samples (model, settings, sigmas); hashed into the file's name.
+        folder: made when something is stored.
+    """
+
+    def __init__(self, settings: TeacherSettings, identity: dict, folder: Path | None = None) -> None:
+        text = json.dumps({**asdict(settings), **identity}, sort_keys=True)
+        self._key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._folder = folder or cache_folder()
+
+    def get(self, seed: int, count: int) -> torch.Tensor | None:
+        """Return stored latents [count, ...] of samples seed, seed + 1, ..., or None."""
+        for path in sorted(self._folder.glob(f"{self._key}-{seed}-*.safetensors")):
+            if int(path.stem.rsplit("-", 1)[1]) >= count:
+                return load_file(path)["latents"][:count]
+        return None
+
+    def put(self, seed: int, latents: torch.Tensor) -> None:
+        """Store latents; a folder that cannot be written to only costs time at the next search."""
+        path = self._folder / f"{self._key}-{seed}-{len(latents)}.safetensors"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with replace_file(path) as temporary:
+                save_file({"latents": latents.contiguous()}, temporary)
+        except OSError as error:
+            raise FlexiError(f"{path}: the teacher's samples cannot be stored ({error.strerror}); set FLEXI_CACHE") from error

@@ -1,0 +1,235 @@
+"""Laws of the search: its space, its evolution, its studies; on the embedded model with very short runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from flexi_core import FlexiError, Schedule
+from flexi_core.cost import NetworkCost
+from search_tools.embedded import EmbeddedBackend
+from search_tools.evolution import EvolutionSampler, ask_schedule
+from search_tools.fitness import Fitness
+from search_tools.judge import Judge, baselines
+from search_tools.space import FAMILIES, Space
+from search_tools.study import best_of, open_study, run_search
+from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings, TeacherStore
+
+# Partial steps of depth 1, 2, 3 cost 8, 22 and 38 % of a full one.
+COST = NetworkCost(1000.0, {("input", 0): 80.0, ("input", 1): 140.0, ("input", 2): 160.0, ("input", 3): 620.0,
+                            **{("output", i): 0.0 for i in range(4)}})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory):
+    return EmbeddedBackend(TeacherSettings(steps=6), tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def fitness(backend):
+    return Fitness(backend, screen_samples=1, samples=3)
+
+
+@pytest.fixture
+def space(backend):
+    return Space(6, 2.0, backend.cost)
+
+
+def _walk(space: Space, count: int):
+    rng = np.random.default_rng(3)
+    schedule = space.random(rng)
+    for _ in range(count):
+        yield schedule
+        schedule = space.mutate(schedule, rng) if rng.random() < 0.8 else space.random(rng)
+
+
+@pytest.mark.parametrize("families", [FAMILIES, ("paper",), ("paper-x",), ("free",)])
+@pytest.mark.parametrize(("steps", "speedup"), [(50, 5.0), (25, 3.0), (20, 1.0), (7, 7.0), (30, 2.7)])
+def test_every_schedule_of_the_space_has_the_runs_length_and_keeps_the_budget(steps, speedup, families):
+    space = Space(steps, speedup, COST, families)
+    for schedule in [*space.seeds(), *_walk(space, 150)]:
+        assert len(schedule) == steps
+        assert space.spent(schedule) <= space.budget
+
+
+@pytest.mark.parametrize("families", [FAMILIES, ("paper",), ("paper-x",), ("free",)])
+def test_genes_and_schedules_are_the_same_thing(families):
+    space = Space(50, 5.0, COST, families)
+    for schedule in [*space.seeds(), *_walk(space, 150)]:
+        genes = space.encode(schedule)
+        assert space.decode(genes) == schedule
+        distributions = space.distributions()
+        assert all(distributions[name]._contains(distributions[name].to_internal_repr(v)) for name, v in genes.items())
+
+
+def test_the_papers_space_has_equal_segments_partial_steps_and_removed_nulls_only():
+    space = Space(50, 5.0, COST, ("paper",))
+    letters = set()
+    for schedule in _walk(space, 200):
+        lengths = [len(segment) for segment in schedule.segments]
+        assert max(lengths) - min(lengths) <= 1
+        letters |= set(schedule.letters)
+    assert letters == set("FPN")
+
+
+def test_mutation_stays_in_the_family():
+    rng = np.random.default_rng(0)
+    space = Space(50, 5.0, COST)
+    for start in (s for s in space.seeds() if space.family(s) == "free"):
+        assert set(space.mutate(start, rng).letters) <= set("FX")
+
+
+def test_a_budget_that_no_schedule_can_keep_is_refused():
+    with pytest.raises(FlexiError, match="possible are 1 to 20"):
+        Space(20, 21.0, COST)
+
+
+def test_an_unknown_part_of_the_space_is_refused():
+    with pytest.raises(FlexiError, match="known: paper, paper-x, free"):
+        Space(20, 2.0, COST, ("papier",))
+
+
+def _simulate(space: Space, trials: int, seed: int) -> list[optuna.trial.FrozenTrial]:
+    """Evolve against a known optimum: full steps as near as possible to the end."""
+    study = optuna.create_study(sampler=EvolutionSampler(space, seed))
+    for _ in range(trials):
+        trial, schedule = ask_schedule(study, space)
+        value = sum(20 - i for i, letter in enumerate(schedule.letters) if letter == "F")
+        study.tell(trial, float(value))
+    return study.trials
+
+
+def test_evolution_improves_on_its_seeds_and_repeats_nothing():
+    trials = _simulate(Space(20, 4.0, COST, ("free",)), 120, seed=0)
+    texts = [t.user_attrs["schedule"] for t in trials]
+    assert len(set(texts)) == len(texts)
+    assert min(t.value for t in trials) < min(t.value for t in trials[:12])
+
+
+def test_evolution_of_one_seed_is_repeatable_and_of_another_is_not():
+    space = Space(20, 4.0, COST)
+    first, second, other = (_simulate(space, 60, seed) for seed in (0, 0, 1))
+    assert [t.params for t in first] == [t.params for t in second]
+    assert [t.params for t in first] != [t.params for t in other]
+
+
+def test_parents_are_the_best_of_all_generations():
+    trials = _simulate(Space(20, 4.0, COST, ("free",)), 60, seed=0)
+    study = optuna.create_study(sampler=EvolutionSampler(Space(20, 4.0, COST, ("free",)), 0, population=12, parents=4))
+    study.add_trials(trials)
+    parents = study.sampler.get_parent_population(study, 5)
+    assert sorted(t.value for t in parents) == sorted(t.value for t in trials)[:4]
+
+
+def _texts(result):
+    return [str(c.schedule) for c in result.candidates]
+
+
+def test_a_resumed_search_equals_an_uninterrupted_one(space, fitness, tmp_path):
+    whole = open_study(f"sqlite:///{tmp_path}/a.db", "whole", {})
+    parts = open_study(f"sqlite:///{tmp_path}/b.db", "parts", {})
+    expected = run_search(whole, space, fitness, seed=5, evaluations=15)
+    run_search(parts, space, fitness, seed=5, evaluations=6)
+    resumed = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "parts", {}), space, fitness, seed=5, evaluations=15)
+    assert _texts(resumed) == _texts(expected)
+    assert resumed.best == expected.best
+
+
+class _Interrupted(Fitness):
+    """Presses Ctrl-C in the middle of one candidate."""
+
+    def __init__(self, fitness: Fitness, at: int) -> None:
+        self.__dict__.update(fitness.__dict__)
+        self.left = at
+
+    def screen(self, schedule: Schedule):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return super().screen(schedule)
+
+
+def test_an_interrupted_search_keeps_what_it_found_and_draws_the_lost_candidate_again(space, fitness, tmp_path):
+    study = open_study(f"sqlite:///{tmp_path}/a.db", "s", {})
+    stopped = run_search(study, space, _Interrupted(fitness, 5), seed=5, evaluations=9)
+    assert stopped.interrupted and len(stopped.candidates) == 4 and stopped.best is not None
+    resumed = run_search(study, space, fitness, seed=5, evaluations=9)
+    whole = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "s", {}), space, fitness, seed=5, evaluations=9)
+    assert _texts(resumed) == _texts(whole)
+
+
+def test_a_killed_run_leaves_no_running_trial_behind(space, fitness, tmp_path):
+    study = open_study(f"sqlite:///{tmp_path}/a.db", "s", {})
+    study.ask()  # as a run that was killed here leaves it
+    run_search(study, space, fitness, seed=5, evaluations=2)
+    assert [t.state for t in study.trials].count(TrialState.RUNNING) == 0
+
+
+def test_a_screened_candidate_has_no_fitness_and_is_never_the_best(space, fitness, tmp_path):
+    study = open_study(f"sqlite:///{tmp_path}/a.db", "s", {})
+    result = run_search(study, space, fitness, seed=0, evaluations=20)
+    screened = [c for c in result.candidates if c.evaluation is None]
+    assert screened and best_of(result.candidates).evaluation is not None
+    judged = [c for c in result.candidates if c.evaluation is not None]
+    assert result.best.evaluation.rfid == min(c.evaluation.rfid for c in judged)
+
+
+def test_a_study_made_with_other_settings_is_refused(tmp_path):
+    open_study(f"sqlite:///{tmp_path}/a.db", "s", {"speedup": 2})
+    with pytest.raises(FlexiError, match=r"other settings \(speedup\)"):
+        open_study(f"sqlite:///{tmp_path}/a.db", "s", {"speedup": 3})
+
+
+def test_a_storage_that_cannot_be_opened_is_one_clear_error(tmp_path):
+    with pytest.raises(FlexiError, match="cannot be used"):
+        open_study(f"sqlite:///{tmp_path}/missing/a.db", "s", {})
+
+
+def test_the_fitness_of_the_teacher_itself_is_perfect(fitness):
+    images = fitness.screen(Schedule.parse("6*(F)"))
+    assert images[0] < 1e-10  # to float32 rounding: the screen's batch is smaller than the teacher's
+    assert fitness.finish(Schedule.parse("6*(F)"), images[1]).rfid == pytest.approx(0, abs=1e-6)
+
+
+def test_a_sample_does_not_depend_on_what_is_sampled_beside_it(backend):
+    schedule = Schedule.parse("3*(FX)")
+    together = backend.sample(schedule, 40, 3).images
+    alone = backend.sample(schedule, 42, 1).images
+    assert (together[2] - alone[0]).abs().max() < 1e-4
+
+
+def test_the_teacher_is_stored_once_and_read_back(backend, tmp_path):
+    store = TeacherStore(TeacherSettings(), {"model": "m"}, tmp_path)
+    images = backend.teacher(SEARCH_SEEDS, 4)
+    store.put(0, images)
+    assert (store.get(0, 3) == images[:3]).all()
+    assert store.get(0, 5) is None and store.get(1, 3) is None
+    assert TeacherStore(TeacherSettings(cfg=2.0), {"model": "m"}, tmp_path).get(0, 3) is None
+
+
+def test_search_and_judge_never_see_the_same_sample(backend):
+    search, judge = backend.attributes(SEARCH_SEEDS, 64), backend.attributes(JUDGE_SEEDS, 64)
+    assert (search != judge).any()
+    assert JUDGE_SEEDS - SEARCH_SEEDS > 100_000
+
+
+def test_judging_all_full_gives_the_teacher_and_null_steps_cost_what_they_say(backend):
+    judge = Judge(backend, samples=4)
+    same, _ = judge.judge("same", Schedule.parse("6*(F)"))
+    assert same.psnr_db == float("inf") and same.rfid == pytest.approx(0, abs=1e-6) and same.speedup_macs == 1
+    half, _ = judge.judge("half", Schedule.parse("3*(FX)"))
+    assert half.speedup_macs == pytest.approx(2) and half.psnr_low <= half.psnr_db <= half.psnr_high
+    assert judge.judge_fewer_steps(3).speedup_macs == 2
+
+
+def test_baselines_keep_the_budget(space):
+    rows = baselines(space)
+    assert [name for name, _ in rows][:2] == ["uniform 3 of 6, removed", "uniform 3 of 6, extrapolated"]
+    assert all(space.spent(schedule) <= space.budget for _, schedule in rows)
+
+
+def test_a_sampler_that_the_embedded_model_lacks_is_refused(tmp_path):
+    with pytest.raises(FlexiError, match="it has euler"):
+        EmbeddedBackend(TeacherSettings(sampler="res_multistep"), tmp_path)
