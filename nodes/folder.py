@@ -1,0 +1,72 @@
+"""The schedule files that a user can pick: those in models/flexi_schedules, and those that come with the pack."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import folder_paths
+
+from ..flexi_core import ScheduleError
+
+FOLDER = "flexi_schedules"
+BUNDLED = Path(__file__).parent.parent / "flexi_core" / "schedules"
+_BUNDLED_MARK = " (bundled)"  # behind the suffix .json, so no file of the user's has such a name
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .,()+=-]{0,99}")
+# Windows opens a device for these, whatever their suffix.
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+
+
+def register() -> None:
+    """Make models/flexi_schedules known to the host, for .json files."""
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+    # A new folder starts with no suffix at all, which the host reads as any.
+    folder_paths.folder_names_and_paths[FOLDER][1].add(".json")
+
+
+def names() -> list[str]:
+    """Return what the user picks from: own files first."""
+    bundled = sorted(path.name + _BUNDLED_MARK for path in BUNDLED.glob("*.json"))
+    return [*folder_paths.get_filename_list(FOLDER), *bundled]
+
+
+def find(name: str) -> Path:
+    """Return the path of a picked name.
+
+    Raises:
+        ScheduleError: there is no such file.
+    """
+    if name.endswith(_BUNDLED_MARK):
+        path = BUNDLED / Path(name.removesuffix(_BUNDLED_MARK)).name
+    else:
+        path = Path(folder_paths.get_full_path(FOLDER, name) or "")
+    if not path.is_file():
+        raise ScheduleError(f"there is no schedule file {name!r}; put it into models/{FOLDER} and refresh the page")
+    return path
+
+
+def checked_stem(name: str) -> str:
+    """Return a file name without its suffix, if it is a plain one.
+
+    Raises:
+        ScheduleError: it names a folder, a device, or has characters that some system refuses.
+    """
+    stem = name.strip().removesuffix(".json").rstrip(" .")
+    if not _SAFE_NAME.fullmatch(stem) or stem.split(".")[0].strip().lower() in _DEVICES:
+        raise ScheduleError(
+            f"{name!r} is not a plain file name; use up to 100 letters, digits, spaces and _ - . , ( ) + =, without a folder"
+        )
+    return stem
+
+
+def path_to_save(name: str) -> Path:
+    """Return the path in models/flexi_schedules to which a file of this name is written; the folder is made.
+
+    Raises:
+        ScheduleError: the name is not a plain file name; see `checked_stem`.
+    """
+    stem = checked_stem(name)
+    folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{stem}.json"

@@ -1,0 +1,81 @@
+"""Nodes around the sampler: put a schedule into a model, report what its run did."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..flexi_core import Schedule
+from ..flexi_core.host import ON_MISMATCH, RunHandle, apply_schedule
+from ..flexi_core.timeline import draw_message, draw_timeline
+from .sockets import CATEGORY, PAPER, FlexiRunType, FlexiScheduleType
+
+_NO_RUN = (
+    "No run to report: nothing was sampled with the model of this Flexi Apply node. Connect its model to the sampler, "
+    "and the sampler's latent to this node."
+)
+
+
+class FlexiApply(io.ComfyNode):
+    """Model and schedule -> a model that samples under the schedule."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlexiApply",
+            display_name="Flexi Apply",
+            category=CATEGORY,
+            description="Puts a schedule into every sampling with this model: the schedule's full steps run the whole network, "
+            "its partial steps the shallow blocks of a U-Net (DeepCache, Ma et al., 2023), its null steps none of it "
+            f"({PAPER}). Works with any sampler and scheduler; bypassed, it changes nothing.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample with; partial steps need a U-Net, null steps any model."),
+                FlexiScheduleType.Input("schedule", tooltip="Which steps are computed. A later Flexi Apply replaces it."),
+                io.Combo.Input(
+                    "on_mismatch",
+                    options=list(ON_MISMATCH),
+                    default="map",
+                    tooltip="When the run has other steps, noise levels, sampler or model than the schedule was made for: "
+                    "map lays the schedule over the run, refuse stops with an error, off samples every step in full.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model"), FlexiRunType.Output(display_name="run")],
+        )
+
+    @classmethod
+    def execute(cls, model, schedule: Schedule, on_mismatch: str) -> io.NodeOutput:
+        return io.NodeOutput(*apply_schedule(model, schedule, on_mismatch))
+
+
+class FlexiReport(io.ComfyNode):
+    """What the run that made a latent did."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlexiReport",
+            display_name="Flexi Report",
+            category=CATEGORY,
+            description="Shows what sampling under a schedule did: the kind of every step, network calls, steps that had to "
+            f"run in full with the reason, multiply-accumulates (MACs) and seconds against all steps in full. {PAPER}.",
+            inputs=[
+                FlexiRunType.Input("run", tooltip="The run of Flexi Apply."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="The sampler's latent: the report waits for it, and tells the runs of several samplers apart.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The same latent."),
+                io.String.Output(display_name="text", tooltip="The report in words and numbers."),
+                io.Image.Output(display_name="timeline", tooltip="The run's steps as a picture."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, run: RunHandle, latent: dict[str, torch.Tensor]) -> io.NodeOutput:
+        report = run.report_of(latent["samples"])
+        text, picture = (_NO_RUN, draw_message(_NO_RUN)) if report is None else (str(report), draw_timeline(report))
+        shown = ui.PreviewText(text).as_dict() | ui.PreviewImage(picture, cls=cls).as_dict()
+        return io.NodeOutput(latent, text, picture, ui=shown)

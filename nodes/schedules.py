@@ -1,0 +1,176 @@
+"""Nodes that make, load and save schedules."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..flexi_core import FlexiError, Schedule, ScheduleError, load_schedule, save_schedule
+from ..flexi_core.presets import PRESETS
+from ..flexi_core.presets import preset as make_preset
+from ..flexi_core.schedule import MAX_STEPS
+from . import folder
+from .sockets import CATEGORY, PAPER, FlexiScheduleType
+
+_KINDS = "F full, P partial (the shallow blocks only), N removed, X extrapolated"
+
+
+class FlexiSchedule(io.ComfyNode):
+    """Schedule text -> schedule."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlexiSchedule",
+            display_name="Flexi Schedule",
+            category=CATEGORY,
+            description=f"A sampling schedule from its text, one letter for each step: {_KINDS}. {PAPER}; partial steps are "
+            "those of DeepCache (Ma et al., 2023).",
+            inputs=[
+                io.String.Input(
+                    "text",
+                    default=str(make_preset("2x", 20)),
+                    multiline=True,
+                    dynamic_prompts=False,
+                    tooltip=f"One letter for each step: {_KINDS}. | ends a segment, @k sets the depth of its partial steps "
+                    "(blocks), n*(...) repeats, ; order=k sets the extrapolation (0 holds, 1 is linear). "
+                    "Example, 20 steps: FPPNN@2|2*(FPNNN@1)|FPPPP@3. Fewer F steps sample faster.",
+                )
+            ],
+            outputs=[FlexiScheduleType.Output(display_name="schedule")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, text: str | None) -> bool | str:
+        return _valid(lambda: Schedule.parse(text)) if text is not None else True
+
+    @classmethod
+    def execute(cls, text: str) -> io.NodeOutput:
+        return _with_strip(Schedule.parse(text))
+
+
+class FlexiPreset(io.ComfyNode):
+    """A ready schedule for any step count."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlexiPreset",
+            display_name="Flexi Preset",
+            category=CATEGORY,
+            description="A ready schedule for any number of steps. 2x, 3x and 5x compute every second, third or fifth step, "
+            f"the first ones together, and extrapolate the others ({PAPER}); deepcache computes every third step in full and "
+            "the others with the shallow blocks (DeepCache, Ma et al., 2023); all-full is plain sampling.",
+            inputs=[
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    default="2x",
+                    tooltip="How much to save: 2x takes about half the time of plain sampling, 5x a fifth, further from its "
+                    "image. A schedule found by a search for your own run does better.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=20,
+                    min=1,
+                    max=MAX_STEPS,
+                    tooltip="Steps of the sampler that this schedule is for. More or fewer in the sampler are mapped.",
+                ),
+            ],
+            outputs=[FlexiScheduleType.Output(display_name="schedule")],
+        )
+
+    @classmethod
+    def execute(cls, preset: str, steps: int) -> io.NodeOutput:
+        return _with_strip(make_preset(preset, steps))
+
+
+class FlexiLoadSchedule(io.ComfyNode):
+    """A schedule file -> schedule."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlexiLoadSchedule",
+            display_name="Flexi Load Schedule",
+            category=CATEGORY,
+            description=f"A schedule from a file in models/{folder.FOLDER}, or one that comes with the pack. A file knows the "
+            f"run that it was found for, so that another run can be told and mapped. {PAPER}.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=folder.names(),
+                    tooltip=f"A .json file in models/{folder.FOLDER}; files marked (bundled) come with the pack. "
+                    "It decides which steps are computed, and so how fast and how close sampling is.",
+                )
+            ],
+            outputs=[FlexiScheduleType.Output(display_name="schedule")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        return _valid(lambda: load_schedule(folder.find(file))) if file is not None else True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        return hashlib.sha256(folder.find(file).read_bytes()).hexdigest()
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return _with_strip(load_schedule(folder.find(file)))
+
+
+class FlexiSaveSchedule(io.ComfyNode):
+    """Schedule -> a file that FlexiLoadSchedule finds."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlexiSaveSchedule",
+            display_name="Flexi Save Schedule",
+            category=CATEGORY,
+            description=f"Writes a schedule to models/{folder.FOLDER}, for Flexi Load Schedule and for sharing. {PAPER}.",
+            inputs=[
+                FlexiScheduleType.Input("schedule", tooltip="The schedule to write, with all that its own file said."),
+                io.String.Input(
+                    "file_name",
+                    default="my_schedule",
+                    tooltip=f"Name of the file in models/{folder.FOLDER}, without a folder; .json is added.",
+                ),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    tooltip="Replace a file of this name that holds another schedule. Off: such a file is an error.",
+                ),
+            ],
+            outputs=[FlexiScheduleType.Output(display_name="schedule")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, file_name: str | None) -> bool | str:
+        return _valid(lambda: folder.checked_stem(file_name)) if file_name is not None else True
+
+    @classmethod
+    def execute(cls, schedule: Schedule, file_name: str, overwrite: bool) -> io.NodeOutput:
+        path = folder.path_to_save(file_name)
+        if path.exists() and not overwrite and load_schedule(path) != schedule:
+            raise ScheduleError(f"{path.name} holds another schedule; choose another name, or turn overwrite on")
+        save_schedule(schedule, path)
+        return io.NodeOutput(schedule)
+
+
+def _with_strip(schedule: Schedule) -> io.NodeOutput:
+    """Return the schedule, and its letters for the strip that the page draws in the node."""
+    return io.NodeOutput(schedule, ui={"flexi_steps": (schedule.letters,)})
+
+
+def _valid(check: Callable[[], Any]) -> bool | str:
+    try:
+        check()
+    except FlexiError as error:
+        return str(error)
+    return True

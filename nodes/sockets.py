@@ -1,0 +1,9 @@
+"""The pack's own socket types, and what its nodes share."""
+
+from comfy_api.latest import io
+
+FlexiScheduleType = io.Custom("FLEXI_SCHEDULE")  # flexi_core.Schedule
+FlexiRunType = io.Custom("FLEXI_RUN")  # flexi_core.host.RunHandle
+
+CATEGORY = "Flexiffusion"
+PAPER = "Flexiffusion, arXiv 2409.17566"

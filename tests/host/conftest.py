@@ -1,0 +1,235 @@
+"""The host for its tests: finds a ComfyUI checkout, brings it up on the CPU, and samples in it.
+
+Nothing of the host is imported before the first fixture asks for it, so that without a checkout the tests are skipped for
+that one reason, and so that collecting them does not make this pack's own entry believe that it runs inside the host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+PACK = Path(__file__).resolve().parents[2]
+STANDIN = Path(__file__).parent / "standin"
+CAPTION = "a large red circle at the center on a navy background"
+SERVER_START_S = 120
+
+
+def find_checkout() -> Path | None:
+    """Return the ComfyUI checkout: $COMFYUI_PATH, else comfy-cli's place, else the one whose custom_nodes this pack is in."""
+    asked = os.environ.get("COMFYUI_PATH")
+    candidates = [Path(asked)] if asked else [Path.home() / "comfy" / "ComfyUI", PACK.parents[1]]
+    return next((path.resolve() for path in candidates if (path / "comfy" / "samplers.py").is_file()), None)
+
+
+def imports_torchvision() -> bool:
+    """Return whether the real torchvision imports; the registry's wheels are linked to CUDA and fail beside a CPU torch."""
+    probe = [sys.executable, "-c", "import torchvision.transforms"]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+
+class Host:
+    """The host as a library, on the CPU, with folders of its own: nothing is written into the checkout."""
+
+    def __init__(self, checkout: Path, base: Path) -> None:
+        self.base = base
+        sys.path.insert(0, str(checkout))
+        if not imports_torchvision():
+            sys.path.append(str(STANDIN))
+        args = importlib.import_module("comfy.cli_args").args
+        args.cpu = args.use_pytorch_cross_attention = True  # both are read when comfy.model_management is imported
+        args.base_directory = str(base)  # and this one with folder_paths
+        self.comfy = importlib.import_module("comfy")
+        for name in ("sample", "samplers", "model_management", "model_base", "model_patcher", "model_sampling"):
+            importlib.import_module(f"comfy.{name}")
+        self.adapter = importlib.import_module("flexi_core.host")
+        self.positive = self.adapter.demo_conditioning(CAPTION)
+        self.negative = self.adapter.demo_conditioning("")
+
+    def noise(self, batch: int = 2, size: int = 32, seed: int = 0) -> torch.Tensor:
+        return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+    def sample(self, model: Any, sampler: str = "euler", steps: int = 8, **options: Any) -> torch.Tensor:
+        """Sample with core's own function, cfg 3 on the normal grid unless told."""
+        noise = options.pop("noise", None)
+        noise = self.noise() if noise is None else noise
+        defaults = {"scheduler": "normal", "positive": self.positive, "negative": self.negative, "cfg": 3.0}
+        options = {**defaults, "latent_image": torch.zeros_like(noise), "seed": 0, "disable_pbar": True, **options}
+        return self.comfy.sample.sample(model, noise, steps, sampler_name=sampler, **options)
+
+    def sigmas(self, model: Any, scheduler: str, steps: int) -> torch.Tensor:
+        return self.comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
+
+    def model_of_type(self, kind: str) -> Any:
+        """Return the embedded network as a model that predicts v or a flow's velocity: its pictures mean nothing."""
+        model = self.adapter.load_demo_model()
+        inner = self.comfy.model_base.BaseModel(
+            model.model.model_config, getattr(self.comfy.model_base.ModelType, kind), device=torch.device("cpu")
+        )
+        inner.diffusion_model.load_state_dict(model.model.diffusion_model.state_dict())
+        device = torch.device("cpu")
+        return self.comfy.model_patcher.ModelPatcher(inner.eval(), load_device=device, offload_device=device)
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    found = find_checkout()
+    if found is None:
+        pytest.skip("no ComfyUI checkout; set COMFYUI_PATH to one")
+    return found
+
+
+@pytest.fixture(scope="session")
+def host(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
+    return Host(checkout, tmp_path_factory.mktemp("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def demo_model(host: Host) -> Any:
+    return host.adapter.load_demo_model()
+
+
+@pytest.fixture(scope="session")
+def apply(host: Host) -> Any:
+    """A function of (model, schedule text, on_mismatch) that returns the patched model and its reports' handle."""
+    from flexi_core import Schedule
+
+    return lambda model, text, *args: host.adapter.apply_schedule(model, Schedule.parse(text), *args)
+
+
+@pytest.fixture(scope="session")
+def pack(host: Host) -> ModuleType:
+    """The pack as the host imports it: by its own loader, from custom_nodes, under a path-like name."""
+    link = host.base / "custom_nodes" / "flexiffusion"
+    link.parent.mkdir()
+    link.symlink_to(PACK, target_is_directory=True)
+    nodes = importlib.import_module("nodes")
+    assert asyncio.run(nodes.load_custom_node(str(link))), "the host did not load the pack"
+    return sys.modules[str(link).replace(".", "_x_")]
+
+
+@pytest.fixture(scope="session")
+def node(pack: ModuleType) -> Any:
+    """A function that returns a node class of the pack by its id."""
+    extension = asyncio.run(pack.comfy_entrypoint())
+    classes = {cls.GET_SCHEMA().node_id: cls for cls in asyncio.run(extension.get_node_list())}
+    return classes.__getitem__
+
+
+@pytest.fixture(scope="session")
+def schedule_folder(host: Host, pack: ModuleType) -> Path:
+    folder = host.base / "models" / "flexi_schedules"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class Server:
+    """A running ComfyUI with the pack in its custom_nodes."""
+
+    def __init__(self, url: str, base: Path) -> None:
+        self.url, self.base = url, base
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            body = answer.read()
+        return json.loads(body) if answer.headers.get_content_type() == "application/json" else body
+
+    def post(self, graph: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Queue an API-format graph; return the status and the answer."""
+        body = json.dumps({"prompt": graph}).encode()
+        request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def api_form(self, workflow: dict[str, Any]) -> dict[str, Any]:
+        """Return the API form of a saved workflow, as the page makes it; notes and other page-only nodes fall out."""
+        known = self.get("/object_info")
+        origins = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+        graph = {}
+        for node in workflow["nodes"]:
+            if node["type"] not in known:
+                continue
+            values, inputs = list(node.get("widgets_values") or []), {}
+            for entry in node["inputs"]:
+                if "widget" in entry:
+                    inputs[entry["name"]] = values.pop(0)
+                    if entry["name"] == "seed":
+                        values.pop(0)  # the page's own "control after generate"
+                if entry.get("link") is not None:
+                    inputs[entry["name"]] = origins[entry["link"]]
+            assert not values, f"{node['type']} has more values than inputs: {values}"
+            graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+        return graph
+
+    def run(self, graph: dict[str, Any], limit_s: float = 180) -> dict[str, Any]:
+        """Queue a graph, wait for its end, and return its history entry."""
+        status, answer = self.post(graph)
+        assert status == 200, answer
+        until = time.monotonic() + limit_s
+        while time.monotonic() < until:
+            entry = self.get(f"/history/{answer['prompt_id']}").get(answer["prompt_id"])
+            if entry and entry["status"]["completed"]:
+                return entry
+            assert not entry or entry["status"]["status_str"] != "error", entry["status"]["messages"]
+            time.sleep(0.2)
+        raise AssertionError(f"the graph was not done after {limit_s} s")
+
+
+@pytest.fixture(scope="session")
+def server(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server on a free port, with a base directory of its own: nothing is written into the checkout."""
+    base = tmp_path_factory.mktemp("server")
+    for name in ("custom_nodes", "models/flexi_schedules", "input", "output", "user", "temp"):
+        (base / name).mkdir(parents=True)
+    (base / "custom_nodes" / "flexiffusion").symlink_to(PACK, target_is_directory=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(checkout / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
+    command += ["--use-pytorch-cross-attention", "--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
+    command += ["--disable-auto-launch", "--disable-api-nodes"]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    if not imports_torchvision():
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(STANDIN)]))
+    log = base / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=base)
+    running = Server(f"http://127.0.0.1:{port}", base)
+    try:
+        until = time.monotonic() + SERVER_START_S
+        while True:
+            assert process.poll() is None, f"the server ended:\n{log.read_text()[-4000:]}"
+            assert time.monotonic() < until, f"no answer after {SERVER_START_S} s:\n{log.read_text()[-4000:]}"
+            try:
+                running.get("/system_stats")
+                break
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.3)
+        yield running
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        shutil.rmtree(base / "temp", ignore_errors=True)

@@ -1,0 +1,151 @@
+"""The pack in a real server, by HTTP."""
+
+import copy
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NODES = (
+    "FlexiSchedule",
+    "FlexiPreset",
+    "FlexiLoadSchedule",
+    "FlexiSaveSchedule",
+    "FlexiApply",
+    "FlexiReport",
+    "FlexiDemoModel",
+    "FlexiDemoPrompt",
+)
+
+
+@pytest.fixture(scope="module")
+def example(server):
+    """The example workflow in API form."""
+    return server.api_form(json.loads((ROOT / "example_workflows" / "flexiffusion_demo.json").read_text(encoding="utf-8")))
+
+
+@pytest.fixture
+def graph(example):
+    """The example with few steps and pictures, and a function that finds its node of a class."""
+    short = copy.deepcopy(example)
+
+    def only(class_type):
+        (found,) = [key for key, node in short.items() if node["class_type"] == class_type]
+        return found
+
+    short[only("KSampler")]["inputs"]["steps"] = 6
+    short[only("EmptyChromaRadianceLatentImage")]["inputs"]["batch_size"] = 1
+    return short, only
+
+
+def report_text(entry, graph):
+    (key,) = [key for key, node in graph.items() if node["class_type"] == "FlexiReport"]
+    return entry["outputs"][key]["text"][0]
+
+
+def put_in(graph, only, schedule):
+    """Put another node in the place of the example's preset."""
+    graph[only("FlexiPreset")] = schedule
+
+
+def test_every_node_is_in_object_info(server):
+    known = server.get("/object_info")
+    for name in NODES:
+        assert known[name]["category"] == "Flexiffusion", name
+        assert known[name]["python_module"] == "custom_nodes.flexiffusion"
+
+
+def test_example_workflow_ends_with_pictures_on_disk_and_a_report(server, example):
+    from PIL import Image
+
+    entry = server.run(example)
+    (saved,) = [out["images"] for key, out in entry["outputs"].items() if example[key]["class_type"] == "SaveImage"]
+    assert len(saved) == 4
+    for picture in saved:
+        with Image.open(server.base / "output" / picture["subfolder"] / picture["filename"]) as image:
+            assert image.getextrema() != ((0, 0),) * 3
+    text = report_text(entry, example)
+    assert text.startswith("Flexiffusion: 50 steps:")
+    assert "fewer MACs than all steps full" in text
+    (shown,) = [out for key, out in entry["outputs"].items() if example[key]["class_type"] == "FlexiReport"]
+    body = server.get(f"/view?filename={shown['images'][0]['filename']}&type=temp")
+    assert Image.open(io.BytesIO(body)).size[0] == 1024
+
+
+def test_example_workflow_saves_the_promised_compute(server, example):
+    text = report_text(server.run(example), example)
+    speedup = float(text.split("x fewer MACs")[0].split()[-1])
+    assert speedup >= 4.5
+
+
+def test_bad_schedule_text_is_refused_before_anything_runs(server, graph):
+    short, only = graph
+    put_in(short, only, {"class_type": "FlexiSchedule", "inputs": {"text": "FXQ"}})
+    status, answer = server.post(short)
+    assert status == 400
+    assert "unknown step 'Q'" in json.dumps(answer)
+
+
+def test_schedule_file_is_read_again_when_it_was_edited(server, graph):
+    short, only = graph
+    path = server.base / "models" / "flexi_schedules" / "mine.json"
+    put_in(short, only, {"class_type": "FlexiLoadSchedule", "inputs": {"file": "mine.json"}})
+    for text in ("F|FXXXX", "3*(FX)"):
+        path.write_text(json.dumps({"format": "flexiffusion-schedule", "version": 1, "schedule": text}))
+        letters = text if "*" not in text else "FXFXFX"
+        assert letters.replace("|", "") in report_text(server.run(short), short)
+
+
+def test_broken_schedule_file_is_refused_by_its_name(server, graph):
+    short, only = graph
+    (server.base / "models" / "flexi_schedules" / "broken.json").write_text('{"format": "flexiffusion-sch')
+    put_in(short, only, {"class_type": "FlexiLoadSchedule", "inputs": {"file": "broken.json"}})
+    status, answer = server.post(short)
+    assert status == 400
+    assert "broken.json" in json.dumps(answer) and "not valid JSON" in json.dumps(answer)
+
+
+def test_saved_schedule_is_offered_for_loading(server, graph):
+    short, only = graph
+    schedule = [only("FlexiPreset"), 0]
+    short["save"] = {
+        "class_type": "FlexiSaveSchedule",
+        "inputs": {"schedule": schedule, "file_name": "from the graph", "overwrite": False},
+    }
+    server.run(short)
+    options = server.get("/object_info/FlexiLoadSchedule")["FlexiLoadSchedule"]["input"]["required"]["file"]
+    assert "from the graph.json" in json.dumps(options)
+
+
+def test_bypassed_apply_gives_the_pictures_of_an_all_full_schedule(server, graph):
+    short, only = graph
+    put_in(short, only, {"class_type": "FlexiSchedule", "inputs": {"text": "6*(F)"}})
+    full = picture_bytes(server, server.run(short), short)
+    sampler, decode = short[only("KSampler")]["inputs"], short[only("VAEDecode")]["inputs"]
+    sampler["model"], decode["samples"] = [only("FlexiDemoModel"), 0], [only("KSampler"), 0]
+    for key in [key for key, node in short.items() if node["class_type"] in ("FlexiReport", "PreviewImage", "FlexiApply")]:
+        del short[key]
+    assert picture_bytes(server, server.run(short), short) == full
+
+
+def picture_bytes(server, entry, graph):
+    from PIL import Image
+
+    (saved,) = [out["images"] for key, out in entry["outputs"].items() if graph[key]["class_type"] == "SaveImage"]
+    with Image.open(server.base / "output" / saved[0]["subfolder"] / saved[0]["filename"]) as image:
+        return image.tobytes()
+
+
+def test_page_gets_the_strip_the_help_and_the_names(server):
+    assert "/extensions/flexiffusion/flexiffusion.js" in server.get("/extensions")
+    assert b"registerExtension" in server.get("/extensions/flexiffusion/flexiffusion.js")
+    for name in NODES:
+        assert server.get(f"/extensions/flexiffusion/docs/{name}.md").startswith(b"# Flexi ")
+    assert set(NODES) <= set(server.get("/i18n")["en"]["nodeDefs"])
+
+
+def test_example_workflow_is_among_the_templates_with_its_thumbnail(server):
+    assert server.get("/workflow_templates")["flexiffusion"] == ["flexiffusion_demo"]
+    assert server.get("/api/workflow_templates/flexiffusion/flexiffusion_demo.jpg")[:2] == b"\xff\xd8"

@@ -1,0 +1,109 @@
+// The schedule strip in Flexi nodes, and the text of Flexi Report. The page works without it: nothing here may throw.
+
+import { app } from "/scripts/app.js";
+
+const COLOURS = { F: "#3d7ff0", P: "#35b597", N: "#565c69", X: "#f0a63c" };
+const SHARES = { F: 1, P: 0.5, N: 0.08, X: 0.2 }; // height of a cell
+const STRIP_HEIGHT = 26; // pixels
+const MAX_STEPS = 2000; // drawn while typing
+const WITH_STRIP = ["FlexiSchedule", "FlexiPreset", "FlexiLoadSchedule"];
+
+/** Return the letters of a schedule text, "" when it is not one. The node's own parser decides; this only draws. */
+function letters(text) {
+  let rest = String(text).split(";")[0].replace(/\s+/g, "").replace(/@\d+/g, "");
+  for (let nesting = 0; nesting < 9 && rest.includes("("); nesting++) {
+    rest = rest.replace(/(\d{1,4})\*\(([FPNX|]*)\)/g, (_, count, inside) =>
+      inside.length * count > 4 * MAX_STEPS ? "?" : inside.repeat(Number(count))
+    );
+    if (rest.length > 8 * MAX_STEPS) return "";
+  }
+  rest = rest.replaceAll("|", "");
+  return /^F[FPNX]*$/.test(rest) ? rest.slice(0, MAX_STEPS) : "";
+}
+
+function drawStrip(context, steps, width, top) {
+  const left = 15;
+  const pitch = (width - 2 * left) / Math.max(steps.length, 1);
+  const gap = pitch > 4 ? 1 : 0;
+  context.save();
+  context.fillStyle = "rgba(128, 128, 128, 0.15)";
+  context.fillRect(left, top, width - 2 * left, STRIP_HEIGHT);
+  [...steps].forEach((kind, i) => {
+    const height = STRIP_HEIGHT * SHARES[kind];
+    context.fillStyle = COLOURS[kind];
+    context.fillRect(left + i * pitch, top + STRIP_HEIGHT - height, Math.max(pitch - gap, 0.5), height);
+  });
+  context.restore();
+}
+
+function settings(node) {
+  return JSON.stringify(node.widgets?.filter((widget) => widget.type !== "flexi_strip").map((widget) => widget.value) ?? []);
+}
+
+function addStrip(node) {
+  const strip = {
+    name: "flexi_strip",
+    type: "flexi_strip",
+    steps: "", // of the last execution
+    settings: "", // the node's at that time; with others the steps are not known
+    options: { serialize: false },
+    serialize: false,
+    computeSize: (width) => [width, STRIP_HEIGHT + 4],
+    draw(context, _node, width, top) {
+      const text = node.widgets?.find((widget) => widget.name === "text");
+      const linked = node.inputs?.some((input) => input.name === "text" && input.link != null);
+      const executed = settings(node) === this.settings ? this.steps : "";
+      drawStrip(context, text && !linked ? letters(text.value) : executed, width, top);
+    },
+  };
+  node.addCustomWidget(strip);
+  return strip;
+}
+
+function addText(node) {
+  const element = document.createElement("textarea");
+  element.readOnly = true;
+  element.className = "comfy-multiline-input";
+  element.placeholder = "The report appears here after sampling.";
+  const options = { serialize: false, hideOnZoom: true, getMinHeight: () => 130, getMaxHeight: () => 400 };
+  const widget = node.addDOMWidget("flexi_text", "flexi_text", element, options);
+  widget.serialize = false;
+  return element;
+}
+
+/** Call `after` behind a method of a node class, whatever the page or another pack has put there. */
+function extend(nodeType, method, after) {
+  const before = nodeType.prototype[method];
+  nodeType.prototype[method] = function (...args) {
+    const result = before?.apply(this, args);
+    try {
+      after.apply(this, args);
+    } catch (error) {
+      console.warn("Flexiffusion:", error);
+    }
+    return result;
+  };
+}
+
+app.registerExtension({
+  name: "Flexiffusion.Strip",
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (WITH_STRIP.includes(nodeData?.name)) {
+      extend(nodeType, "onNodeCreated", function () {
+        this.flexiStrip = addStrip(this);
+      });
+      extend(nodeType, "onExecuted", function (output) {
+        this.flexiStrip.steps = letters(output?.flexi_steps?.[0] ?? "");
+        this.flexiStrip.settings = settings(this);
+        this.setDirtyCanvas?.(true, true);
+      });
+    } else if (nodeData?.name === "FlexiReport") {
+      extend(nodeType, "onNodeCreated", function () {
+        this.flexiText = addText(this);
+      });
+      extend(nodeType, "onExecuted", function (output) {
+        this.flexiText.value = output?.text?.[0] ?? "";
+      });
+    }
+  },
+});
