@@ -1,0 +1,118 @@
+"""The README's tables on the embedded model: searched schedules, the paper's space, and what a user would otherwise run.
+
+    python benchmarks/embedded.py                  # every table, about 30 minutes on two cores
+    python benchmarks/embedded.py --only euler-5x  # one of them
+
+Every row is judged on samples that no search has seen. Tables are written
+as CSV and Markdown, with a plot, to benchmarks/results/. Searches are studies: an interrupted benchmark goes on where it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flexi_core import save_schedule
+from flexi_core.files import replace_file
+from search_tools.embedded import EmbeddedBackend
+from search_tools.fitness import Fitness
+from search_tools.judge import Judge, Row, baselines
+from search_tools.pictures import save_image_rows, save_pareto
+from search_tools.space import FAMILIES, Space
+from search_tools.study import SearchState, open_study, run_search, with_results
+from search_tools.teacher import TeacherSettings
+
+RESULTS = Path(__file__).parent / "results"
+TABLES = {
+    "euler-5x": (TeacherSettings("euler", "normal", 50), 5.0),
+    "dpmpp_2m-2x": (TeacherSettings("dpmpp_2m", "normal", 25), 2.0),
+    "dpmpp_2m-3x": (TeacherSettings("dpmpp_2m", "normal", 25), 3.0),
+}
+SEARCHES = {"searched, wider space": FAMILIES, "searched, paper's space": ("paper",)}
+_err = Console(stderr=True)
+
+
+def main(
+    only: Annotated[str | None, typer.Option(help=f"One table: {', '.join(TABLES)}.")] = None,
+    minutes: Annotated[float, typer.Option(help="For each search.")] = 3.0,
+    samples: Annotated[int, typer.Option(help="To judge on.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the searches.")] = 0,
+) -> None:
+    """Search, judge, and write the tables."""
+    if only is not None and only not in TABLES:
+        raise typer.BadParameter(f"known tables: {', '.join(TABLES)}", param_hint="--only")
+    RESULTS.mkdir(exist_ok=True)
+    for name in [only] if only else TABLES:
+        make_table(name, minutes, samples, seed)
+
+
+def make_table(name: str, minutes: float, samples: int, seed: int) -> None:
+    """Make one table of `TABLES`."""
+    settings, speedup = TABLES[name]
+    backend = EmbeddedBackend(settings)
+    whole = Space(settings.steps, speedup, backend.cost)
+    fitness = Fitness(backend)
+    found, candidates, studies = {}, [], {}
+    for label, families in SEARCHES.items():
+        space = Space(settings.steps, speedup, backend.cost, families)
+        study = open_study(f"sqlite:///{RESULTS / 'studies.db'}", f"{name}, {label}, seed {seed}", dict(backend.identity))
+
+        def say(state: SearchState, label: str = label) -> None:
+            _err.print(f"{name}: {label}: {state.finished} candidates, {state.seconds_left:.0f} s left")
+
+        result = run_search(study, space, fitness, seed=seed, minutes=minutes, on_progress=say)
+        if result.interrupted:
+            raise typer.Exit(130)
+        found[label], studies[label] = result.best.schedule, study
+        candidates += result.candidates
+    judge = Judge(backend, samples, progress=lambda row, done, total: None)
+    rows, pictures = [judge.teacher_row], [("teacher", judge.teacher.images)]
+    for label, schedule in [*found.items(), *baselines(whole)]:
+        _err.print(f"{name}: judging {label}")
+        row, images = judge.judge(label, schedule)
+        rows.append(row)
+        pictures.append((label, images))
+    rows.append(judge.judge_fewer_steps(whole.full_steps))
+    label = next(iter(SEARCHES))
+    best = with_results(found[label], backend.identity, rows[1], samples, studies[label], seed)
+    save_schedule(best, RESULTS / f"{name}.json")
+    _write(RESULTS / f"{name}.csv", _csv(rows))
+    _write(RESULTS / f"{name}.md", markdown(rows))
+    save_image_rows(RESULTS / f"{name}_images.png", pictures)
+    title = f"{settings.steps} {settings.sampler} steps, {samples} unseen seeds"
+    save_pareto(RESULTS / f"{name}.png", candidates, settings.steps, rows, title)
+    print(f"{name}: {title}\n{markdown(rows)}")
+
+
+def markdown(rows: list[Row]) -> str:
+    """Return the table for the README."""
+    lines = ["| | MACs | time | PSNR dB (95 %) | SSIM | rFID | captions |", "|-|-|-|-|-|-|-|"]
+    for row in rows:
+        psnr = "same" if row.psnr_db == float("inf") else f"{row.psnr_db:.1f} ({row.psnr_low:.1f}-{row.psnr_high:.1f})"
+        lines.append(
+            f"| {row.name} | {row.speedup_macs:.2f}x | {row.speedup_time:.2f}x | {psnr} | {row.ssim:.4f} | {row.rfid:.3g} "
+            f"| {row.caption_accuracy:.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _csv(rows: list[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0].as_dict()))
+    writer.writeheader()
+    writer.writerows(row.as_dict() for row in rows)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
