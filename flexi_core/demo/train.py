@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,14 +62,13 @@ class _Trainee(nn.Module):
         self.tokens = nn.Embedding(TABLE_ROWS, UNET_CONFIG["context_dim"])
 
 
-class _Checkpoint(NamedTuple):
-    path: Path
-
-    def save(self, images: int, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator):
-        state = {"images": images, "model": model.state_dict(), "ema": ema.state_dict()}
-        state |= {"optimizer": optimizer.state_dict(), "rng": rng.get_state()}
-        with replace_file(self.path) as temporary:
-            torch.save(state, temporary)
+def _save_checkpoint(
+    path: Path, images: int, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator
+) -> None:
+    state = {"images": images, "model": model.state_dict(), "ema": ema.state_dict()}
+    state |= {"optimizer": optimizer.state_dict(), "rng": rng.get_state()}
+    with replace_file(path) as temporary:
+        torch.save(state, temporary)
 
 
 def train_unet(folder: Path, *, images: int, seed: int, progress: Progress) -> Path:
@@ -85,10 +83,10 @@ def train_unet(folder: Path, *, images: int, seed: int, progress: Progress) -> P
     ema.load_state_dict(model.state_dict())
     ema.requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    checkpoint = _Checkpoint(folder / "unet.checkpoint")
+    checkpoint = folder / "unet.checkpoint"
     done = 0
-    if checkpoint.path.exists():
-        state = torch.load(checkpoint.path, weights_only=True)
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         ema.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
@@ -111,11 +109,11 @@ def train_unet(folder: Path, *, images: int, seed: int, progress: Progress) -> P
         _average(ema, model, decay=min(0.9995, 1 - 64 * 8 / (done + 64 * 8)))
         running = 0.98 * running + 0.02 * loss.item()
         if time.monotonic() - saved > 60:
-            checkpoint.save(done, model, ema, optimizer, rng)
+            _save_checkpoint(checkpoint, done, model, ema, optimizer, rng)
             saved = time.monotonic()
         if done % (BATCH * 20) == 0:
             progress(done, images, running, (done - at_start) / (time.monotonic() - began))
-    checkpoint.save(done, model, ema, optimizer, rng)
+    _save_checkpoint(checkpoint, done, model, ema, optimizer, rng)
     weights = {name: value.half().contiguous() for name, value in ema.unet.state_dict().items()}
     weights["token_embedding.weight"] = ema.tokens.weight.detach().half()
     path = folder / "unet.safetensors"
