@@ -85,7 +85,7 @@ def make_table(name: str, minutes: float, samples: int, seed: int) -> None:
     _write(RESULTS / f"{name}.md", markdown(rows))
     save_image_rows(RESULTS / f"{name}_images.png", pictures)
     title = f"{settings.steps} {settings.sampler} steps, {samples} unseen seeds"
-    save_pareto(RESULTS / f"{name}.png", candidates, settings.steps, rows, title)
+    save_pareto(RESULTS / f"{name}.png", candidates, settings.steps, rows, judge.curves((1.5, 2, 3, 5, 8)), title)
     print(f"{name}: {title}\n{markdown(rows)}")
 
 
@@ -95,8 +95,8 @@ def markdown(rows: list[Row]) -> str:
     for row in rows:
         psnr = "same" if row.psnr_db == float("inf") else f"{row.psnr_db:.1f} ({row.psnr_low:.1f}-{row.psnr_high:.1f})"
         lines.append(
-            f"| {row.name} | {row.speedup_macs:.2f}x | {row.speedup_time:.2f}x | {psnr} | {row.ssim:.4f} | {row.rfid:.3g} "
-            f"| {row.caption_accuracy:.1%} |"
+            f"| {row.name} | {row.speedup_macs:.2f}x | {row.speedup_time:.2f}x | {psnr} | {row.ssim:.4f} "
+            f"| {'0' if psnr == 'same' else format(row.rfid, '.3g')} | {row.caption_accuracy:.1%} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -30,10 +30,17 @@ def deepcache(steps: int, interval: int = 3, depth: int = 3) -> Schedule:
 def uniform(steps: int, full: int, null: StepKind = StepKind.EXTRAPOLATED) -> Schedule:
     """Return `full` full steps spread evenly over the run, the rest null: with N the same solver at fewer steps."""
     _check_steps(steps)
-    if not 1 <= full <= steps:
-        raise ScheduleError(f"{full} full steps do not fit a run of {steps}; ask for 1 to {steps}")
+    _check_full(steps, full)
     places = {i * steps // full for i in range(full)}
     return from_kinds([StepKind.FULL if i in places else null for i in range(steps)])
+
+
+def even(steps: int, full: int) -> Schedule:
+    """Return `full` full steps at even distances from the first step to the last, the rest extrapolated."""
+    _check_steps(steps)
+    _check_full(steps, full)
+    places = {round(i * (steps - 1) / max(full - 1, 1)) for i in range(full)}
+    return from_kinds([StepKind.FULL if i in places else StepKind.EXTRAPOLATED for i in range(steps)])
 
 
 def segments_for_speedup(steps: int, speedup: float) -> Schedule:
@@ -79,3 +86,8 @@ def from_kinds(kinds: list[StepKind], depth: int | None = None, order: int = 1) 
 def _check_steps(steps: int) -> None:
     if not 1 <= steps <= MAX_STEPS:
         raise ScheduleError(f"a run has {steps} steps; presets are for 1 to {MAX_STEPS}")
+
+
+def _check_full(steps: int, full: int) -> None:
+    if not 1 <= full <= steps:
+        raise ScheduleError(f"{full} full steps do not fit a run of {steps}; ask for 1 to {steps}")

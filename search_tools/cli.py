@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -63,7 +64,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Search a schedule for the embedded model and show what it is worth: a schedule file, pictures and a table."""
-    from .judge import Judge
+    from .judge import Judge, baselines
     from .pictures import save_image_rows, save_pareto
     from .study import with_results
 
@@ -81,23 +82,24 @@ def demo(
         rows = [judge.teacher_row, best]
         rows.append(judge.judge_fewer_steps(space.full_steps))
         pictures = [("teacher", judge.teacher.images), (f"searched, {best.speedup_macs:.1f}x fewer MACs", images)]
-        for name, schedule in _uniform_baselines(space):
+        for name, schedule in baselines(space)[:2]:
             row, images = judge.judge(name, schedule)
             rows.append(row)
             pictures.append((name, images))
+        curves = judge.curves((2, 3, 5, 8))
     file = folder / f"flexi_demo_{speedup:g}x.json"
     save_schedule(with_results(result.best.schedule, backend.identity, best, samples, study, seed), file)
     save_image_rows(folder / "images.png", pictures)
     title = f"{settings.steps} {settings.sampler} steps, {samples} unseen seeds"
-    save_pareto(folder / "pareto.png", result.candidates, settings.steps, rows, title)
+    save_pareto(folder / "pareto.png", result.candidates, settings.steps, rows, curves, title)
     seconds = time.monotonic() - began
     if as_json:
         _print_json({"schedule": str(result.best.schedule), "file": str(file), "rows": [r.as_dict() for r in rows],
                      "candidates": len(result.candidates), "seconds": seconds})  # fmt: skip
         return
     _print_table(rows, title)
-    _out.print(f"schedule   {result.best.schedule}", highlight=False)
-    _out.print(f"written    {file}, {folder / 'images.png'}, {folder / 'pareto.png'}", highlight=False)
+    _out.print(f"schedule   {result.best.schedule}", highlight=False, soft_wrap=True)
+    _out.print(f"written    {file}, {folder / 'images.png'}, {folder / 'pareto.png'}", highlight=False, soft_wrap=True)
     _out.print(f"took       {seconds:.0f} s, {len(result.candidates)} candidates", highlight=False)
 
 
@@ -145,7 +147,7 @@ def search(
                      "search": asdict(result.best.evaluation), "judged": row.as_dict()})  # fmt: skip
         return
     _print_table([row], "16 unseen seeds")
-    _out.print(f"schedule   {result.best.schedule}", highlight=False)
+    _out.print(f"schedule   {result.best.schedule}", highlight=False, soft_wrap=True)
     _out.print(f"written    {out}", highlight=False)
     _out.print(f"study      {opened.study_name}: {len(result.candidates)} candidates, {result.seconds:.0f} s", highlight=False)
 
@@ -273,12 +275,6 @@ def _search(settings, speedup, choice, seed, minutes, evaluations, storage, name
     return backend, space, study, result
 
 
-def _uniform_baselines(space) -> list[tuple[str, Schedule]]:
-    from .judge import baselines
-
-    return [(name, schedule) for name, schedule in baselines(space) if name.startswith("uniform")]
-
-
 def _settings_of(schedule: Schedule, file: Path) -> TeacherSettings:
     teacher = schedule.info.get("teacher", {})
     if teacher.get("model") != "embedded":
@@ -317,19 +313,18 @@ def _progress(unit: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _print_table(rows, title: str) -> None:
-    table = Table(title=title, title_justify="left")
-    for heading in ("", "MACs", "time", "PSNR dB", "95 %", "SSIM", "rFID", "captions"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1))
+    for heading in ("", "MACs", "time", "PSNR dB, 95 %", "SSIM", "rFID", "captions"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for row in rows:
-        infinite = row.psnr_db == float("inf")
+        same = row.psnr_db == float("inf")
         table.add_row(
             row.name,
             f"{row.speedup_macs:.2f}x",
             f"{row.speedup_time:.2f}x",
-            "same" if infinite else f"{row.psnr_db:.1f}",
-            "" if infinite else f"{row.psnr_low:.1f} - {row.psnr_high:.1f}",
+            "same" if same else f"{row.psnr_db:.1f} {row.psnr_low:.1f}-{row.psnr_high:.1f}",
             f"{row.ssim:.4f}",
-            f"{row.rfid:.3g}",
+            "0" if same else f"{row.rfid:.3g}",
             f"{row.caption_accuracy:.1%}",
         )
     _out.print(table)

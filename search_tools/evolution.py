@@ -21,8 +21,9 @@ _TRIES = 200  # mutations drawn before a repeat is accepted
 class EvolutionSampler(BaseGASampler):
     """Elitist evolution: the best `parents` of all generations so far are mutated; repeats are not asked for again.
 
-    The first generation starts with the space's known good points. What is drawn depends on the seed and on the finished
-    trials alone, so that a killed and resumed search goes the way of an uninterrupted one.
+    The space's known good points come first. Trials that the screen ended count towards their generation and are no parents.
+    What is drawn depends on the seed and on the finished trials alone, so that a killed and resumed search goes the way of an
+    uninterrupted one.
 
     Args:
         space: draws, mutates and encodes schedules.
@@ -31,12 +32,19 @@ class EvolutionSampler(BaseGASampler):
         parents: how many survive.
     """
 
-    def __init__(self, space: Space, seed: int, population: int = 12, parents: int = 4) -> None:
+    def __init__(self, space: Space, seed: int, population: int = 6, parents: int = 3) -> None:
         super().__init__(population_size=population)
         self._space, self._seed, self._parents = space, seed, parents
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._space.distributions()
+
+    def get_trial_generation(self, study: optuna.Study, trial: FrozenTrial) -> int:
+        return len(_finished(study)) // self.population_size
+
+    def get_population(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        of_generation = _finished(study)[generation * self.population_size :][: self.population_size]
+        return [trial for trial in of_generation if trial.state is TrialState.COMPLETE]
 
     def select_parent(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
         candidates = self.get_population(study, generation - 1) + self.get_parent_population(study, generation - 1)
@@ -45,7 +53,7 @@ class EvolutionSampler(BaseGASampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        finished = study.get_trials(deepcopy=False, states=FINISHED)
+        finished = _finished(study)
         tried = {t.user_attrs["schedule"] for t in finished}
         rng = np.random.default_rng([self._seed, len(finished)])
         parents = self.get_parent_population(study, self.get_trial_generation(study, trial))
@@ -58,7 +66,7 @@ class EvolutionSampler(BaseGASampler):
 
     def _draw(self, tried: set[str], parents: list[FrozenTrial], rng: np.random.Generator) -> Schedule:
         for seed in self._space.seeds():
-            if not parents and str(seed) not in tried:
+            if str(seed) not in tried:
                 return seed
         for _ in range(_TRIES):
             if parents:
@@ -69,6 +77,10 @@ class EvolutionSampler(BaseGASampler):
             if str(schedule) not in tried:
                 break
         return schedule
+
+
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=FINISHED)
 
 
 def ask_schedule(study: optuna.Study, space: Space) -> tuple[optuna.Trial, Schedule]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 
 from flexi_core.metrics import bootstrap_interval, psnr_db, rfid, ssim
-from flexi_core.presets import all_full, deepcache, uniform
+from flexi_core.presets import all_full, deepcache, even, uniform
 from flexi_core.schedule import Schedule, StepKind
 
 from .embedded import EmbeddedBackend, Samples
@@ -82,6 +82,19 @@ class Judge:
         samples = self._sample(name, all_full(steps), steps)
         return self._row(name, str(all_full(steps)), samples, self.backend.settings.steps / steps)
 
+    def curves(self, speedups: Sequence[float], samples: int = 8) -> dict[str, list[tuple[float, float]]]:
+        """Return (speed-up in MACs, PSNR in dB) of plain choices over a range of speed-ups, on the first few samples."""
+        samples, steps = min(samples, self.samples), self.backend.settings.steps
+        counts = sorted({max(1, round(steps / speedup)) for speedup in speedups})
+        curves = {f"{self.backend.settings.sampler}, fewer steps": [], "even steps, extrapolated": []}
+        for done, count in enumerate(counts):
+            self._progress("curves", done, len(counts))
+            fewer = self.backend.sample(all_full(count), self.seed, samples, steps=count)
+            spaced = self.backend.sample(even(steps, count), self.seed, samples)
+            for points, found in zip(curves.values(), (fewer, spaced), strict=True):
+                points.append((steps / count, float(psnr_db(found.images, self.teacher.images[:samples]).mean())))
+        return curves
+
     def _sample(self, name: str, schedule: Schedule, steps: int | None = None) -> Samples:
         return self.backend.sample(
             schedule, self.seed, self.samples, steps=steps, progress=lambda done, total: self._progress(name, done, total)
@@ -112,8 +125,8 @@ def baselines(space: Space) -> list[tuple[str, Schedule]]:
     """
     steps, full = space.steps, space.full_steps
     rows = [
-        (f"uniform {full} of {steps}, removed", uniform(steps, full, StepKind.NULL)),
-        (f"uniform {full} of {steps}, extrapolated", uniform(steps, full)),
+        (f"{full} of {steps}, removed", uniform(steps, full, StepKind.NULL)),
+        (f"{full} of {steps}, extrapolated", uniform(steps, full)),
     ]
     for depth in space.depths:
         fitting = (n for n in range(2, steps + 1) if space.spent(deepcache(steps, n, depth)) <= space.budget)

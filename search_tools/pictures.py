@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -32,31 +32,39 @@ def save_image_rows(path: Path, rows: Sequence[tuple[str, torch.Tensor]], column
     _save(figure, path)
 
 
-def save_pareto(path: Path, candidates: Sequence[Candidate], steps: int, rows: Sequence[Row], title: str) -> None:
-    """Write the plot of speed-up in MACs against PSNR: the search's candidates, and the judged rows on fresh seeds."""
+def save_pareto(
+    path: Path,
+    candidates: Sequence[Candidate],
+    steps: int,
+    rows: Sequence[Row],
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    title: str,
+) -> None:
+    """Write the plot of speed-up in MACs against PSNR: candidates of the search, judged rows, and plain choices as curves."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(7.5, 4.8))
+    figure, axis = pyplot.subplots(figsize=(9, 5))
     judged = [c for c in candidates if c.evaluation is not None]
     axis.scatter(
         [steps / c.spent for c in judged],
         [c.evaluation.psnr_db for c in judged],
         s=14, alpha=0.45, color="tab:gray", label="candidates (search samples)",
     )  # fmt: skip
+    for (label, points), style in zip(curves.items(), ("--", "-"), strict=False):
+        axis.plot(*zip(*points, strict=True), style, marker=".", linewidth=1, label=label)
     finite = [row for row in rows if row.psnr_db != float("inf")]
-    front = _front([(row.speedup_macs, row.psnr_db) for row in finite])
-    axis.plot(*zip(*front, strict=True), color="tab:blue", linewidth=0.8, label="front of the judged rows")
     for row in finite:
-        best = row.name == "searched"
+        searched = row.name.startswith("searched")
         axis.errorbar(
             row.speedup_macs, row.psnr_db,
             yerr=[[max(row.psnr_db - row.psnr_low, 0)], [max(row.psnr_high - row.psnr_db, 0)]],
-            fmt="*" if best else "o", markersize=13 if best else 6, capsize=3,
-            color="tab:red" if best else None, label=row.name,
+            fmt="*" if searched else "o", markersize=13 if searched else 6, capsize=3, label=row.name,
         )  # fmt: skip
+    front = _front([(row.speedup_macs, row.psnr_db) for row in finite] + [p for points in curves.values() for p in points])
+    axis.step(*zip(*front, strict=True), where="pre", color="black", linewidth=0.6, alpha=0.5, label="Pareto front")
     axis.set_xlabel("speed-up in MACs over the teacher")
     axis.set_ylabel("PSNR to the teacher, dB")
     axis.set_title(title)

@@ -98,26 +98,26 @@ class Space:
         return "free" if "free" in self.families else self.families[0]
 
     def seeds(self) -> list[Schedule]:
-        """Return known good points, best guesses first: rivals' schedules, and placements denser at either end."""
+        """Return known good points, best guesses first: placements denser at either end, and rivals' schedules."""
         found: list[Schedule] = []
         if "free" in self.families:
-            for bend in (1.5, 1.0, 2.0, 1.25, 0.75):
+            for bend in (1.0, 1.25, 0.75, 1.5):
                 places = {round((self.steps - 1) * (1 - (1 - u) ** bend)) for u in np.linspace(0, 1, self.full_steps)}
                 found.append(self._placed(places, order=1))
             found.append(self._trim(segments_for_speedup(self.steps, self.speedup)))
             found.append(uniform(self.steps, self.full_steps))
         rng = np.random.default_rng(0)
+        shallow = self.depths[0]
+        share = self.cost.share(shallow)
         for family in ("paper", "paper-x"):
             if family in self.families:
-                found.append(self._equal_segments([(1, self.depths[0])] * self.full_steps, _null_of(family), 1, rng))
-                for depth in self.depths[:3]:
-                    count = max(1, int(self.budget / (1 + self.cost.share(depth))))
-                    found.append(self._equal_segments([(2, depth)] * count, _null_of(family), 1, rng))
-                # DeepCache's shape at this budget: as few full steps as the partial ones leave.
-                share = self.cost.share(self.depths[0])
-                count = int((self.budget - self.steps * share) / (1 - share))
-                if count >= 1:
-                    found.append(self._equal_segments([(self.steps, self.depths[0])] * count, _null_of(family), 1, rng))
+                found.append(self._equal_segments([(1, shallow)] * self.full_steps, _null_of(family), 1, rng))
+                pairs = max(1, int(self.budget / (1 + share)))
+                found.append(self._equal_segments([(2, shallow)] * pairs, _null_of(family), 1, rng))
+        if "paper" in self.families:  # DeepCache's shape: as many full steps as the partial ones leave of the budget
+            count = int((self.budget - self.steps * share) / (1 - share))
+            if count >= 1:
+                found.append(self._equal_segments([(self.steps, shallow)] * count, StepKind.NULL, 1, rng))
         return list({str(s): s for s in found}.values())
 
     def distributions(self) -> dict[str, BaseDistribution]:

@@ -20,8 +20,8 @@ from .space import Space
 from .teacher import JUDGE_SEEDS
 
 # A schedule whose screen error is this many times that of the best parent-to-be is not worth the full evaluation.
-_SCREEN_MARGIN = 1.6
-_SCREEN_RANK = 4  # the parent that the screen compares with
+_SCREEN_MARGIN = 1.5
+_SCREEN_RANK = 3  # the parent that the screen compares with
 _SETTINGS = "flexi:settings"
 
 
