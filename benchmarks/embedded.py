@@ -1,6 +1,6 @@
 """The README's tables on the embedded model: searched schedules, the paper's space, and what a user would otherwise run.
 
-    python benchmarks/embedded.py                  # every table, about 30 minutes on two cores
+    python benchmarks/embedded.py                  # every table, about 25 minutes on two cores
     python benchmarks/embedded.py --only euler-5x  # one of them
 
 Every row is judged on samples that no search has seen. Tables are written
@@ -39,7 +39,7 @@ _err = Console(stderr=True)
 
 def main(
     only: Annotated[str | None, typer.Option(help=f"One table: {', '.join(TABLES)}.")] = None,
-    minutes: Annotated[float, typer.Option(help="For each search.")] = 3.0,
+    minutes: Annotated[float, typer.Option(help="For each search.")] = 2.5,
     samples: Annotated[int, typer.Option(help="To judge on.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the searches.")] = 0,
 ) -> None:

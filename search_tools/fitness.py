@@ -1,7 +1,7 @@
 """Fitness of a schedule: rFID to the teacher, behind a cheap paired screen.
 
 The screen compares a few samples with the teacher's own from the same noise; only a schedule that is not clearly worse than
-the best ones goes on to the rFID of all samples. Lower is better for both.
+the best goes on to all samples, whose rFID decides. Lower is better for both.
 """
 
 from __future__ import annotations

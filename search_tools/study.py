@@ -7,21 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from flexi_core import __version__
 from flexi_core.errors import FlexiError
 from flexi_core.schedule import Schedule
 
-from .evolution import FINISHED, EvolutionSampler, ask_schedule
+from .evolution import FINISHED, PAIRED_MARGIN, EvolutionSampler, ask_schedule, near_best
 from .fitness import Evaluation, Fitness
 from .judge import Row
 from .space import Space
 from .teacher import JUDGE_SEEDS
 
-# A schedule whose screen error is this many times that of the best parent-to-be is not worth the full evaluation.
-_SCREEN_MARGIN = 1.5
-_SCREEN_RANK = 3  # the parent that the screen compares with
 _SETTINGS = "flexi:settings"
 
 
@@ -105,7 +102,7 @@ def run_search(
     while not interrupted:
         trials = study.get_trials(deepcopy=False, states=FINISHED)
         seconds = sum(t.user_attrs["seconds"] for t in trials)
-        best = best_of(candidates_of(study))
+        best = best_of(study)
         left = _seconds_left(len(trials), seconds, minutes, evaluations)
         on_progress(SearchState(len(trials), seconds, left, best))
         if left <= 0:
@@ -115,30 +112,19 @@ def run_search(
         except KeyboardInterrupt:
             interrupted = True
     _forget_unfinished(study)
-    candidates = candidates_of(study)
-    return SearchResult(candidates, best_of(candidates), interrupted, seconds)
+    return SearchResult(candidates_of(study), best_of(study), interrupted, seconds)
 
 
 def candidates_of(study: optuna.Study) -> list[Candidate]:
     """Return the finished candidates of a study, in order."""
-    found = []
-    for trial in study.get_trials(deepcopy=False, states=FINISHED):
-        measured = trial.user_attrs.get("evaluation")
-        found.append(
-            Candidate(
-                Schedule.parse(trial.user_attrs["schedule"]),
-                trial.user_attrs["spent"],
-                trial.user_attrs["screen_mse"],
-                Evaluation(**measured) if measured else None,
-            )
-        )
-    return found
+    return [_candidate(trial) for trial in study.get_trials(deepcopy=False, states=FINISHED)]
 
 
-def best_of(candidates: list[Candidate]) -> Candidate | None:
-    """Return the candidate of lowest rFID, the earlier of equals."""
-    judged = [c for c in candidates if c.evaluation is not None]
-    return min(judged, key=lambda c: c.evaluation.rfid, default=None)
+def best_of(study: optuna.Study) -> Candidate | None:
+    """Return the candidate of lowest rFID among those near the best paired error, the earlier of equals."""
+    judged = near_best(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    best = min(judged, key=lambda trial: (trial.value, trial.number), default=None)
+    return None if best is None else _candidate(best)
 
 
 def with_results(schedule: Schedule, teacher: dict, row: Row, samples: int, study: optuna.Study, seed: int) -> Schedule:
@@ -147,6 +133,16 @@ def with_results(schedule: Schedule, teacher: dict, row: Row, samples: int, stud
     measured |= {"samples": samples, "first_seed": JUDGE_SEEDS, "features": "embedded scene classifier", "by": "flexi search"}
     provenance = {"tool": "flexiffusion", "version": __version__, "seed": seed, "study": study.study_name}
     return schedule.with_info(teacher=teacher, measured=measured, provenance=provenance)
+
+
+def _candidate(trial: FrozenTrial) -> Candidate:
+    measured = trial.user_attrs.get("evaluation")
+    return Candidate(
+        Schedule.parse(trial.user_attrs["schedule"]),
+        trial.user_attrs["spent"],
+        trial.user_attrs["screen_mse"],
+        Evaluation(**measured) if measured else None,
+    )
 
 
 def _forget_unfinished(study: optuna.Study) -> None:
@@ -167,16 +163,14 @@ def _evaluate(study: optuna.Study, space: Space, fitness: Fitness) -> None:
         return
     evaluation = fitness.finish(schedule, images)
     trial.set_user_attr("evaluation", vars(evaluation))
+    trial.set_user_attr("mse", evaluation.mse)
     trial.set_user_attr("seconds", time.monotonic() - began)
     study.tell(trial, evaluation.rfid)
 
 
 def _screen_limit(study: optuna.Study) -> float:
     judged = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    best = sorted(judged, key=lambda t: t.value)[:_SCREEN_RANK]
-    if len(best) < _SCREEN_RANK:
-        return float("inf")
-    return _SCREEN_MARGIN * max(t.user_attrs["screen_mse"] for t in best)
+    return PAIRED_MARGIN * min((trial.user_attrs["screen_mse"] for trial in judged), default=float("inf"))
 
 
 def _seconds_left(finished: int, seconds: float, minutes: float | None, evaluations: int | None) -> float:

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from flexi_core import FlexiError, Schedule
 from flexi_core.cost import NetworkCost
 from search_tools.embedded import EmbeddedBackend
-from search_tools.evolution import EvolutionSampler, ask_schedule
+from search_tools.evolution import PAIRED_MARGIN, EvolutionSampler, ask_schedule, near_best
 from search_tools.fitness import Fitness
 from search_tools.judge import Judge, baselines
 from search_tools.space import FAMILIES, Space
@@ -123,6 +123,14 @@ def test_parents_are_the_best_of_all_generations():
     assert sorted(t.value for t in parents) == sorted(t.value for t in trials)[:3]
 
 
+def test_a_low_rfid_does_not_make_up_for_a_paired_error_beyond_the_margin():
+    trials = [
+        optuna.trial.create_trial(value=rfid, user_attrs={"mse": mse}, params={}, distributions={})
+        for rfid, mse in ((0.05, 2.0), (0.06, 1.2), (0.07, 1.0))
+    ]
+    assert [t.value for t in near_best(trials)] == [0.06, 0.07]
+
+
 def _texts(result):
     return [str(c.schedule) for c in result.candidates]
 
@@ -171,9 +179,11 @@ def test_a_screened_candidate_has_no_fitness_and_is_never_the_best(space, fitnes
     study = open_study(f"sqlite:///{tmp_path}/a.db", "s", {})
     result = run_search(study, space, fitness, seed=0, evaluations=20)
     screened = [c for c in result.candidates if c.evaluation is None]
-    assert screened and best_of(result.candidates).evaluation is not None
     judged = [c for c in result.candidates if c.evaluation is not None]
-    assert result.best.evaluation.rfid == min(c.evaluation.rfid for c in judged)
+    assert screened and result.best in judged and best_of(study) == result.best
+    least = min(c.evaluation.mse for c in judged)
+    near = [c for c in judged if c.evaluation.mse <= PAIRED_MARGIN * least]
+    assert result.best.evaluation.rfid == min(c.evaluation.rfid for c in near)
 
 
 def test_a_study_made_with_other_settings_is_refused(tmp_path):
