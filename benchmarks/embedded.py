@@ -3,8 +3,8 @@
     python benchmarks/embedded.py                  # every table, about 25 minutes on two cores
     python benchmarks/embedded.py --only euler-5x  # one of them
 
-Every row is judged on samples that no search has seen. Tables are written
-as CSV and Markdown, with a plot, to benchmarks/results/. Searches are studies: an interrupted benchmark goes on where it was.
+Every row is judged on samples that no search has seen. Tables are written as CSV and Markdown, with a plot, to
+benchmarks/results/. Searches are studies: an interrupted benchmark goes on where it was.
 """
 
 from __future__ import annotations

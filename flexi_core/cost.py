@@ -18,7 +18,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from .run import FULL_DEPTH, Run, StepRecord
+from .run import Run, StepRecord
 from .schedule import Schedule, StepKind
 from .unet_steps import NetworkCall, block_count
 
@@ -48,8 +48,8 @@ class NetworkCost:
         return {i + 1: outside + macs for i, macs in enumerate(accumulate(pairs))}
 
     def macs(self, depth: int) -> float:
-        """Return the cost of one row at a depth, `FULL_DEPTH` for every block."""
-        return self.full_macs if depth == FULL_DEPTH else self.partial_macs[depth]
+        """Return the cost of one row at a depth; `FULL_DEPTH`, or one that the network does not have, runs every block."""
+        return self.partial_macs.get(depth, self.full_macs)
 
     def share(self, depth: int) -> float:
         """Return the cost of a partial step as a share of a full one."""

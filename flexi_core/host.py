@@ -17,8 +17,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from .demo.captions import embed_captions
+from .demo.model import TOKEN_TABLE, read_weights
 from .demo.model import WEIGHTS as DEMO_WEIGHTS
-from .demo.model import read_weights
 from .demo.scenes import parse_caption
 from .errors import FlexiError, ScheduleError
 from .fingerprint import architecture_fingerprint, weights_fingerprint
@@ -39,8 +39,7 @@ _SAME_FUNCTION = {"ddim": "euler", "uni_pc": "unipc", "uni_pc_bh2": "unipc_bh2"}
 class RunHandle:
     """Where the reports of a patched model's last runs are found. Sampling writes to it and never reads from it."""
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
+    def __init__(self) -> None:
         self._reports: deque[tuple[str, RunReport]] = deque(maxlen=_REPORTS_KEPT)
 
     @property
@@ -76,7 +75,7 @@ def apply_schedule(
     """
     if on_mismatch not in ON_MISMATCH:
         raise FlexiError(f"on_mismatch is {on_mismatch!r}; expected one of {', '.join(ON_MISMATCH)}")
-    clone, handle = model.clone(), RunHandle(schedule)
+    clone, handle = model.clone(), RunHandle()
     # One schedule per model: a later Apply node takes the earlier one's place.
     wrappers = {
         WrappersMP.OUTER_SAMPLE: _OuterSample(schedule, on_mismatch, handle),
@@ -258,7 +257,7 @@ def load_demo_model() -> comfy.model_patcher.ModelPatcher:
         FlexiError: the weights file is missing or broken.
     """
     unet_config, weights, _ = read_weights(DEMO_WEIGHTS)
-    weights.pop("token_embedding.weight")
+    weights.pop(TOKEN_TABLE)
     layout = {"image_size": 32, "use_spatial_transformer": True, "legacy": False, "use_linear_in_transformer": False}
     config = _DemoConfig({**unet_config, **layout, "num_heads": -1, "dtype": torch.float32})
     model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EPS)
@@ -278,4 +277,4 @@ def demo_conditioning(caption: str) -> list:
     """
     parsed = parse_caption(caption)
     _, weights, _ = read_weights(DEMO_WEIGHTS)
-    return [[embed_captions(weights["token_embedding.weight"], [parsed]), {}]]
+    return [[embed_captions(weights[TOKEN_TABLE], [parsed]), {}]]

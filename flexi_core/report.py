@@ -104,34 +104,6 @@ class RunReport:
         """The steps that really ran, one letter each."""
         return "".join(step.ran.value for step in self.steps)
 
-    def as_dict(self) -> dict:
-        """Return the report for programs: plain numbers and text."""
-        return {
-            "planned": "".join(step.planned.value for step in self.steps),
-            "ran": self.letters,
-            "network_calls": sum(step.network_calls for step in self.steps),
-            "macs": self.macs,
-            "speedup_macs": self.speedup_macs,
-            "seconds": self.seconds,
-            "all_full_seconds": self.all_full_seconds,
-            "cache_mib": self.cache_mib,
-            "fallbacks": dict(self._fallbacks()),
-            "notes": list(self.notes),
-            "steps": [
-                {
-                    "number": s.number,
-                    "planned": s.planned.value,
-                    "ran": s.ran.value,
-                    "depth": s.depth,
-                    "sigma": s.sigma,
-                    "network_calls": s.network_calls,
-                    "seconds": s.seconds,
-                    "fallbacks": list(s.fallbacks),
-                }
-                for s in self.steps
-            ],
-        }
-
     def __str__(self) -> str:
         if not self.steps:
             return "\n".join(["Flexiffusion: plain sampling, every step full.", *self.notes, f"{self.seconds:.2f} s."])

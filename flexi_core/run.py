@@ -65,6 +65,8 @@ class Run:
         self._extrapolates = any(step.kind is StepKind.EXTRAPOLATED for step in plan.steps)
         self._history = DerivativeHistory(plan.order)
         self._warned: set[str] = set()
+        self._evaluation: float | None = None  # the noise level that is being asked for
+        self._seen: Counter[Hashable] = Counter()  # chunks of it, by conditioning
 
     @property
     def network_calls(self) -> int:
@@ -84,6 +86,7 @@ class Run:
         index = self.plan.step_index(sigma)
         record = self.records[index]
         record.evaluations += 1
+        self._begin_evaluation(sigma)
         place = self.plan.place(sigma)
         if self.plan.steps[index].kind is StepKind.EXTRAPOLATED:
             if must_compute:
@@ -116,7 +119,9 @@ class Run:
         step, record = self.plan.steps[index], self.records[index]
         record.network_calls += 1
         rows = call.x.shape[0]
-        keys = _chunk_keys(call)
+        if sigma != self._evaluation:
+            self._begin_evaluation(sigma)
+        keys = self._chunk_keys(call)
         if step.kind is StepKind.PARTIAL:
             feature, reason = self._recall(network, keys, step.segment, step.depth)
             if feature is not None:
@@ -130,7 +135,7 @@ class Run:
         if depth is None or blocks is None or depth >= blocks:
             return call.run(forward)
         prediction, feature = full_pass(network, call, forward, depth)
-        if feature is not None:
+        if feature is not None and keys:
             self._store(keys, feature, step.segment, depth)
         return prediction
 
@@ -151,32 +156,40 @@ class Run:
             return None, f"{type(network).__name__} has no U-Net blocks to run partially"
         if depth >= blocks:
             return None, f"depth {depth} needs more than the network's {blocks} blocks"
+        if not keys:
+            return None, "the call does not say which rows belong to which conditioning"
         entries = [self._cache.get(key) for key in keys]
         if any(entry is None or entry.segment != segment or entry.depth != depth for entry in entries):
             return None, "no deep feature kept for this conditioning, shape and segment"
         return torch.cat([entry.feature for entry in entries]) if len(entries) > 1 else entries[0].feature, ""
+
+    def _chunk_keys(self, call: NetworkCall) -> list[Hashable]:
+        """Return one cache key for each chunk of rows: whose conditioning it is, its shape, its context window.
+
+        Area prompts give cond and uncond the same uuid, and guidance nodes and tiles ask for one conditioning several times
+        in an evaluation; the number of the occurrence in the evaluation tells such chunks apart. Empty when the call does
+        not say which rows belong to which conditioning.
+        """
+        uuids = call.options.get("uuids") or [None]
+        slots = call.options.get("cond_or_uncond") or [0] * len(uuids)
+        if len(uuids) != len(slots) or call.x.shape[0] % len(uuids):
+            return []
+        window = call.options.get("context_window")
+        frames = tuple(getattr(window, "index_list", ()) or ())
+        shape = (call.x.shape[0] // len(uuids), *call.x.shape[1:])
+        keys = []
+        for uuid, slot in zip(uuids, slots, strict=True):
+            chunk = (uuid, slot, shape, frames)
+            keys.append((*chunk, self._seen[chunk]))
+            self._seen[chunk] += 1
+        return keys
+
+    def _begin_evaluation(self, sigma: float) -> None:
+        self._evaluation = sigma
+        self._seen.clear()
 
     def _fall_back(self, index: int, reason: str) -> None:
         self.records[index].fallbacks[reason] += 1
         if reason not in self._warned:
             self._warned.add(reason)
             log.warning("Flexiffusion: step %d ran in full: %s", index + 1, reason)
-
-
-def _chunk_keys(call: NetworkCall) -> list[Hashable]:
-    """Return one cache key for each chunk of rows: whose conditioning it is, its shape, its context window.
-
-    Area prompts give cond and uncond the same uuid, and one uuid may come twice in a call; the number of the occurrence
-    tells such chunks apart.
-    """
-    uuids = call.options.get("uuids") or [None]
-    slots = call.options.get("cond_or_uncond") or [0] * len(uuids)
-    window = call.options.get("context_window")
-    frames = tuple(getattr(window, "index_list", ()) or ())
-    shape = (call.x.shape[0] // len(uuids), *call.x.shape[1:])
-    seen: Counter[Hashable] = Counter()
-    keys = []
-    for uuid, slot in zip(uuids, slots, strict=True):
-        keys.append((uuid, slot, shape, frames, seen[uuid, slot]))
-        seen[uuid, slot] += 1
-    return keys

@@ -12,6 +12,7 @@ from ..flexi_core import FlexiError, Schedule, ScheduleError, load_schedule, sav
 from ..flexi_core.presets import PRESETS
 from ..flexi_core.presets import preset as make_preset
 from ..flexi_core.schedule import MAX_STEPS
+from ..flexi_core.schedule_file import to_dict
 from . import folder
 from .sockets import CATEGORY, PAPER, FlexiScheduleType
 
@@ -61,9 +62,9 @@ class FlexiPreset(io.ComfyNode):
             node_id="FlexiPreset",
             display_name="Flexi Preset",
             category=CATEGORY,
-            description="A ready schedule for any number of steps. 2x, 3x and 5x compute every second, third or fifth step, "
-            f"the first ones together, and extrapolate the others ({PAPER}); deepcache computes every third step in full and "
-            "the others with the shallow blocks (DeepCache, Ma et al., 2023); all-full is plain sampling.",
+            description="A ready schedule for any number of steps. 2x, 3x and 5x compute a half, a third or a fifth of "
+            f"the steps, the first ones together, and extrapolate the others ({PAPER}); deepcache computes every third "
+            "step in full and the others with the shallow blocks (DeepCache, Ma et al., 2023); all-full is plain sampling.",
             inputs=[
                 io.Combo.Input(
                     "preset",
@@ -157,7 +158,7 @@ class FlexiSaveSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, schedule: Schedule, file_name: str, overwrite: bool) -> io.NodeOutput:
         path = folder.path_to_save(file_name)
-        if path.exists() and not overwrite and load_schedule(path) != schedule:
+        if path.exists() and not overwrite and to_dict(load_schedule(path)) != to_dict(schedule):
             raise ScheduleError(f"{path.name} holds another schedule; choose another name, or turn overwrite on")
         save_schedule(schedule, path)
         return io.NodeOutput(schedule)

@@ -18,10 +18,12 @@ from typing import Annotated
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from flexi_core import FlexiError, Schedule, load_schedule, save_schedule
+from flexi_core.demo.model import DEFAULT_CFG
 from flexi_core.demo.sampling import SAMPLERS, SCHEDULERS
 
 from .teacher import JUDGE_SEEDS, TeacherSettings
@@ -76,6 +78,10 @@ def demo(
     )
     if result.best is None:
         raise FlexiError("the search was interrupted before its first candidate; run the same command to go on")
+    file = folder / f"flexi_demo_{speedup:g}x.json"
+    if result.interrupted:
+        save_schedule(result.best.schedule.with_info(teacher=backend.identity), file)
+        _err.print(f"interrupted; {file} has the best schedule so far. The same command goes on with the search.")
     with _progress("samples") as bar:
         judge = Judge(backend, samples, JUDGE_SEEDS, bar)
         best, images = judge.judge("searched", result.best.schedule)
@@ -87,7 +93,6 @@ def demo(
             rows.append(row)
             pictures.append((name, images))
         curves = judge.curves((2, 3, 5, 8))
-    file = folder / f"flexi_demo_{speedup:g}x.json"
     save_schedule(with_results(result.best.schedule, backend.identity, best, samples, study, seed), file)
     save_image_rows(folder / "images.png", pictures)
     title = f"{settings.steps} {settings.sampler} steps, {samples} unseen seeds"
@@ -109,7 +114,7 @@ def search(
     steps: Annotated[int, typer.Option(help="Steps of the teacher.")] = 50,
     sampler: Annotated[Sampler, typer.Option(help="Sampler of the teacher.")] = Sampler.euler,
     scheduler: Annotated[Scheduler, typer.Option(help="Scheduler of the teacher.")] = Scheduler.normal,
-    cfg: Annotated[float, typer.Option(min=0.0, help="Guidance scale of the teacher.")] = 3.0,
+    cfg: Annotated[float, typer.Option(min=0.0, help="Guidance scale of the teacher.")] = DEFAULT_CFG,
     speedup: Annotated[float, typer.Option(min=1.0, help="Least reduction of the network's MACs.")] = 5.0,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Budget of the study, evaluation time. [default: 10]")] = None,
     evaluations: Annotated[int | None, typer.Option(min=1, help="Budget of the study, candidates.")] = None,
@@ -133,11 +138,14 @@ def search(
     out = out or Path(f"flexi_{settings.sampler}_{steps}_{speedup:g}x.json")
     if not out.parent.is_dir():
         raise FlexiError(f"the folder {out.parent} does not exist; make it or give another --out")
+    if out.is_dir():
+        raise FlexiError(f"{out} is a folder; give --out the name of a file")
     backend, _, opened, result = _search(settings, speedup, space, seed, minutes, evaluations, storage, study, samples)
     if result.best is None:
         raise FlexiError("the search was interrupted before its first candidate; run the same command to go on")
     if result.interrupted:
-        _err.print("interrupted; writing the best schedule so far. The same command goes on with the search.")
+        save_schedule(result.best.schedule.with_info(teacher=backend.identity), out)
+        _err.print(f"interrupted; {out} has the best schedule so far. The same command goes on with the search.")
     with _progress("samples") as bar:
         row, _ = Judge(backend, 16, JUDGE_SEEDS, bar).judge("searched", result.best.schedule)
     save_schedule(with_results(result.best.schedule, backend.identity, row, 16, opened, seed), out)
@@ -205,8 +213,11 @@ def show(
     for part in ("teacher", "measured", "provenance"):
         table = Table(title=part, title_justify="left", show_header=False)
         for key, value in schedule.info.get(part, {}).items():
-            shown = f"{value[0]:.4g} ... {value[-1]:.4g} ({len(value)} values)" if key == "sigmas" else value
-            table.add_row(key, f"{shown:.4g}" if isinstance(shown, float) else str(shown))
+            if isinstance(value, list) and len(value) > 4:
+                shown = f"{value[0]} ... {value[-1]} ({len(value)} values)"
+            else:
+                shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            table.add_row(escape(key), escape(shown))
         if table.row_count:
             _out.print(table)
 
@@ -254,7 +265,7 @@ def _search(settings, speedup, choice, seed, minutes, evaluations, storage, name
     decides = {**identity, "speedup": speedup, "space": list(families), "seed": seed, "samples": samples}
     name = name or (
         f"{settings.sampler}-{settings.scheduler}-{settings.steps}-cfg{settings.cfg:g}-{speedup:g}x-"
-        f"{choice.value}-seed{seed}-{identity['weights'][-6:]}"
+        f"{choice.value}-n{samples}-seed{seed}-{identity['weights'][-6:]}"
     )
     study = open_study(storage, name, decides)
     with _progress("samples") as bar:

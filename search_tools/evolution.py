@@ -51,7 +51,7 @@ class EvolutionSampler(BaseGASampler):
 
     def select_parent(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
         candidates = self.get_population(study, generation - 1) + self.get_parent_population(study, generation - 1)
-        return sorted(near_best(candidates), key=lambda trial: (trial.value, trial.number))[: self._parents]
+        return sorted(near_best(candidates), key=_rank)[: self._parents]
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -59,7 +59,8 @@ class EvolutionSampler(BaseGASampler):
         finished = _finished(study)
         tried = {t.user_attrs["schedule"] for t in finished}
         rng = np.random.default_rng([self._seed, len(finished)])
-        parents = self.get_parent_population(study, self.get_trial_generation(study, trial))
+        # Optuna gives the parents back in the order of their trials.
+        parents = sorted(self.get_parent_population(study, self.get_trial_generation(study, trial)), key=_rank)
         return self._space.encode(self._draw(tried, parents, rng))
 
     def sample_independent(
@@ -80,6 +81,10 @@ class EvolutionSampler(BaseGASampler):
             if str(schedule) not in tried:
                 break
         return schedule
+
+
+def _rank(trial: FrozenTrial) -> tuple[float, int]:
+    return trial.value, trial.number
 
 
 def near_best(trials: list[FrozenTrial]) -> list[FrozenTrial]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from flexi_core.cost import NetworkCost
+from flexi_core.cost import NetworkCost, schedule_cost
 from flexi_core.errors import FlexiError
 from flexi_core.presets import from_kinds, segments_for_speedup, uniform
 from flexi_core.schedule import Schedule, Segment, StepKind
@@ -66,8 +66,7 @@ class Space:
 
     def spent(self, schedule: Schedule) -> float:
         """Return the cost of a schedule, in full steps."""
-        partial = sum(self.cost.share(step.depth) for step in schedule.steps() if step.kind is StepKind.PARTIAL)
-        return schedule.letters.count("F") + partial
+        return schedule_cost(schedule, self.cost) / self.cost.full_macs
 
     def random(self, rng: np.random.Generator) -> Schedule:
         """Return a random schedule of a random family."""

@@ -98,19 +98,18 @@ def run_search(
     """
     study.sampler = EvolutionSampler(space, seed)
     _forget_unfinished(study)
-    interrupted = False
-    while not interrupted:
-        trials = study.get_trials(deepcopy=False, states=FINISHED)
-        seconds = sum(t.user_attrs["seconds"] for t in trials)
-        best = best_of(study)
-        left = _seconds_left(len(trials), seconds, minutes, evaluations)
-        on_progress(SearchState(len(trials), seconds, left, best))
-        if left <= 0:
-            break
-        try:
+    interrupted, seconds = False, 0.0
+    try:
+        while True:
+            trials = study.get_trials(deepcopy=False, states=FINISHED)
+            seconds = sum(t.user_attrs["seconds"] for t in trials)
+            left = _seconds_left(len(trials), seconds, minutes, evaluations)
+            on_progress(SearchState(len(trials), seconds, left, best_of(study)))
+            if left <= 0:
+                break
             _evaluate(study, space, fitness)
-        except KeyboardInterrupt:
-            interrupted = True
+    except KeyboardInterrupt:
+        interrupted = True
     _forget_unfinished(study)
     return SearchResult(candidates_of(study), best_of(study), interrupted, seconds)
 

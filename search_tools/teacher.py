@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from flexi_core.demo.model import DEFAULT_CFG
 from flexi_core.errors import FlexiError
 from flexi_core.files import replace_file
+
+log = logging.getLogger(__name__)
 
 # Seeds of different uses never meet: the search sees none of the samples that judge its result.
 SEARCH_SEEDS = 0
@@ -32,7 +37,7 @@ class TeacherSettings:
     sampler: str = "euler"
     scheduler: str = "normal"
     steps: int = 50
-    cfg: float = 3.0
+    cfg: float = DEFAULT_CFG
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
@@ -62,7 +67,10 @@ class TeacherStore:
         """Return stored latents [count, ...] of samples seed, seed + 1, ..., or None."""
         for path in sorted(self._folder.glob(f"{self._key}-{seed}-*.safetensors")):
             if int(path.stem.rsplit("-", 1)[1]) >= count:
-                return load_file(path)["latents"][:count]
+                try:
+                    return load_file(path)["latents"][:count]
+                except (OSError, SafetensorError) as error:
+                    log.warning("%s: the stored teacher samples cannot be read (%s); they are made again", path, error)
         return None
 
     def put(self, seed: int, latents: torch.Tensor) -> None:
@@ -73,4 +81,4 @@ class TeacherStore:
             with replace_file(path) as temporary:
                 save_file({"latents": latents.contiguous()}, temporary)
         except OSError as error:
-            raise FlexiError(f"{path}: the teacher's samples cannot be stored ({error.strerror}); set FLEXI_CACHE") from error
+            log.warning("%s: the teacher's samples cannot be stored (%s); set FLEXI_CACHE to a folder that can", path, error)

@@ -19,7 +19,8 @@ def start(text: str) -> Run:
 
 
 def ask(run: Run, unet: nn.Module, call: NetworkCall, step: int) -> torch.Tensor:
-    return run.forward(unet, call, run.plan.sigmas[step], unet.forward)
+    sigma = run.plan.sigmas[step]
+    return run.predict(call.x, sigma, lambda: run.forward(unet, call, sigma, unet.forward))
 
 
 def full(unet: nn.Module, call: NetworkCall) -> torch.Tensor:
@@ -208,3 +209,25 @@ def test_the_feature_is_that_of_the_last_full_step(unet, make_call):
     after = ask(run, unet, make_call(seed=2), 2)
     _, feature = full_pass(unet, make_call(seed=0), unet.forward, 2)
     assert torch.equal(after, partial_pass(unet, make_call(seed=2), 2, feature))
+
+
+def test_two_calls_of_one_conditioning_in_one_evaluation_keep_a_feature_each(unet, make_call):
+    # Perturbed-attention guidance and tiles: the host asks for the same conditioning again, about something else.
+    run = start("FP@2")
+    sigma, calls = run.plan.sigmas, [make_call(slots=(0,)), make_call(slots=(0,), seed=1)]
+
+    def both(step):
+        return lambda: torch.cat([run.forward(unet, call, sigma[step], unet.forward) for call in calls])
+
+    whole = run.predict(torch.zeros(4, 3, 16, 16), sigma[0], both(0))
+    again = run.predict(torch.zeros(4, 3, 16, 16), sigma[1], both(1))
+    assert not run.records[1].fallbacks and run.records[1].calls == {2: 4}
+    assert torch.equal(again, whole)
+
+
+def test_a_call_that_does_not_say_whose_rows_it_has_is_full_with_a_reason(unet, make_call):
+    run = start("FP@2")
+    call = make_call(slots=(1, 0), uuids=("one",))
+    for step in (0, 1):
+        assert torch.equal(ask(run, unet, call, step), full(unet, call))
+    assert run.records[1].fallbacks == {"the call does not say which rows belong to which conditioning": 1}

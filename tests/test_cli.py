@@ -71,6 +71,23 @@ def test_bad_input_is_one_line_and_exit_code_2(flexi, args, message):
     assert message in result.stderr.replace("\n", " ") and "Traceback" not in result.output
 
 
+def test_show_prints_whatever_a_file_says(flexi, tmp_path):
+    odd = Schedule.parse("FX").with_info(
+        provenance={"note": "[/x] [red]", "sigmas": 3, "list": [1] * 9}, teacher={"sigmas": None}
+    )
+    save_schedule(odd, tmp_path / "s.json")
+    result = flexi("show", "s.json")
+    assert result.exit_code == 0 and "[/x] [red]" in result.stdout
+
+
+def test_evaluate_takes_a_depth_that_the_network_does_not_have(flexi, tmp_path):
+    teacher = {"model": "embedded", "sampler": "euler", "scheduler": "normal", "steps": 4, "cfg": 3.0}
+    save_schedule(Schedule.parse("FPPP@6").with_info(teacher=teacher), tmp_path / "s.json")
+    result = flexi("evaluate", "s.json", "--samples", 2, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["rows"][1]["speedup_macs"] == 1
+
+
 def test_a_schedule_for_another_model_is_not_judged_on_the_embedded_one(flexi, tmp_path):
     save_schedule(Schedule.parse("4*(FX)"), tmp_path / "s.json")
     result = flexi("evaluate", "s.json")

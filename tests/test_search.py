@@ -159,13 +159,25 @@ class _Interrupted(Fitness):
         return super().screen(schedule)
 
 
-def test_an_interrupted_search_keeps_what_it_found_and_draws_the_lost_candidate_again(space, fitness, tmp_path):
+@pytest.mark.parametrize("at", [5, 13])  # within a generation, and on the first candidate of one
+def test_an_interrupted_search_keeps_what_it_found_and_draws_the_lost_candidate_again(space, fitness, tmp_path, at):
     study = open_study(f"sqlite:///{tmp_path}/a.db", "s", {})
-    stopped = run_search(study, space, _Interrupted(fitness, 5), seed=5, evaluations=9)
-    assert stopped.interrupted and len(stopped.candidates) == 4 and stopped.best is not None
-    resumed = run_search(study, space, fitness, seed=5, evaluations=9)
-    whole = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "s", {}), space, fitness, seed=5, evaluations=9)
+    stopped = run_search(study, space, _Interrupted(fitness, at), seed=5, evaluations=15)
+    assert stopped.interrupted and len(stopped.candidates) == at - 1 and stopped.best is not None
+    resumed = run_search(study, space, fitness, seed=5, evaluations=15)
+    whole = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "s", {}), space, fitness, seed=5, evaluations=15)
     assert _texts(resumed) == _texts(whole)
+
+
+def test_the_best_parent_comes_first_whenever_it_is_asked_for():
+    space = Space(20, 4.0, COST, ("free",))
+    study = optuna.create_study(sampler=EvolutionSampler(space, 0))
+    drawn: list[list[float]] = []
+    study.sampler._draw = lambda tried, parents, rng: drawn.append([p.value for p in parents]) or space.random(rng)
+    for number in range(24):
+        trial, _ = ask_schedule(study, space)
+        study.tell(trial, float((number * 7) % 24))
+    assert all(values == sorted(values) for values in drawn) and any(len(values) == 3 for values in drawn)
 
 
 def test_a_killed_run_leaves_no_running_trial_behind(space, fitness, tmp_path):

@@ -10,7 +10,6 @@ from torch import nn
 from .scenes import ATTRIBUTES, FREE, Caption
 
 _ROWS = [len(values) + 1 for values in ATTRIBUTES.values()]  # the last row of each slot stands for FREE
-TOKENS = len(_ROWS)
 TABLE_ROWS = sum(_ROWS)
 
 

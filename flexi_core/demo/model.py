@@ -18,7 +18,7 @@ from .unet import UNet
 WEIGHTS = Path(__file__).parent / "weights" / "unet.safetensors"
 DEFAULT_CFG = 3.0
 LATENT_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
-_TOKEN_TABLE = "token_embedding.weight"
+TOKEN_TABLE = "token_embedding.weight"
 
 
 def training_sigmas(beta_schedule: str) -> torch.Tensor:
@@ -50,7 +50,7 @@ class DemoModel:
             FlexiError: the file is missing or not a demo model.
         """
         config, weights, beta_schedule = read_weights(path)
-        table = weights.pop(_TOKEN_TABLE)
+        table = weights.pop(TOKEN_TABLE)
         unet = UNet(**config)
         unet.load_state_dict(weights)
         return cls(unet.eval().requires_grad_(False), table, config, training_sigmas(beta_schedule))
@@ -81,6 +81,6 @@ def read_weights(path: Path = WEIGHTS) -> tuple[dict, dict[str, torch.Tensor], s
             weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict: it cannot be iterated)
     except (OSError, SafetensorError) as error:
         raise FlexiError(f"{path}: the embedded model's weights cannot be read ({error}); run flexi train-demo") from error
-    if "unet_config" not in metadata or _TOKEN_TABLE not in weights:
-        raise FlexiError(f"{path}: not a demo model: its metadata has no unet_config, or it has no {_TOKEN_TABLE}")
+    if not {"unet_config", "beta_schedule"} <= metadata.keys() or TOKEN_TABLE not in weights:
+        raise FlexiError(f"{path}: not a demo model: it lacks unet_config or beta_schedule in its metadata, or {TOKEN_TABLE}")
     return json.loads(metadata["unet_config"]), weights, metadata["beta_schedule"]

@@ -1,4 +1,4 @@
-"""Train the embedded model and its classifier on fresh procedural scenes; resumable, from one seed."""
+"""Train the embedded model, from checkpoints, and its classifier on fresh procedural scenes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..files import replace_file
 from ..presets import all_full
 from .captions import TABLE_ROWS, token_rows
 from .classifier import SceneClassifier, load_classifier
-from .model import DEFAULT_CFG, DemoModel, training_sigmas
+from .model import DEFAULT_CFG, TOKEN_TABLE, DemoModel, training_sigmas
 from .sampling import make_noise, sample, sigmas_normal
 from .scenes import ATTRIBUTES, FREE, captions_of, random_attributes, render
 from .unet import UNet
@@ -115,7 +115,7 @@ def train_unet(folder: Path, *, images: int, seed: int, progress: Progress) -> P
             progress(done, images, running, (done - at_start) / (time.monotonic() - began))
     _save_checkpoint(checkpoint, done, model, ema, optimizer, rng)
     weights = {name: value.half().contiguous() for name, value in ema.unet.state_dict().items()}
-    weights["token_embedding.weight"] = ema.tokens.weight.detach().half()
+    weights[TOKEN_TABLE] = ema.tokens.weight.detach().half()
     path = folder / "unet.safetensors"
     with replace_file(path) as temporary:
         save_file(weights, temporary, metadata=METADATA | {"images": str(done), "seed": str(seed)})
