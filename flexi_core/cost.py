@@ -8,19 +8,22 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from .plan import Plan
 from .run import Run, StepRecord
 from .schedule import Schedule, StepKind
-from .unet_steps import NetworkCall, block_count
+from .transformer_steps import BlockKey, ModelCall, streams_of, watched
+from .unet_steps import NetworkCall, block_count, watched_features
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +36,25 @@ class NetworkCost:
 
     Args:
         full_macs: every block.
-        blocks: by block, such as ("input", 0), ("middle", 0), ("output", 8); empty for a network that is no LDM-layout U-Net.
+        blocks: by block: ("input", 0), ("middle", 0), ("output", 8) and so on for an LDM-layout U-Net, a transformer's own keys
+            such as ("double_block", 3) in the order in which they run; empty for a network of another kind.
+        feature_bytes: size of the deep feature that partial steps of a depth need.
     """
 
     full_macs: float
-    blocks: Mapping[tuple[str, int], float] = field(default_factory=dict)
+    blocks: Mapping[BlockKey, float] = field(default_factory=dict)
+    feature_bytes: Mapping[int, float] = field(default_factory=dict, compare=False)
 
     @cached_property
     def partial_macs(self) -> dict[int, float]:
-        """The cost of a partial step, by depth: the blocks that run, and what is no block's (time embedding, output layer)."""
-        n = sum(part == "input" for part, _ in self.blocks)
+        """The cost of a partial step, by depth: the blocks that run, and what is no block's (embeddings, output layer)."""
         outside = self.full_macs - sum(self.blocks.values())
-        pairs = (self.blocks["input", i] + self.blocks["output", n - 1 - i] for i in range(n - 1))
-        return {i + 1: outside + macs for i, macs in enumerate(accumulate(pairs))}
+        n = sum(part == "input" for part, _ in self.blocks)
+        if n:
+            added = [self.blocks["input", i] + self.blocks["output", n - 1 - i] for i in range(n - 1)]
+        else:
+            added = list(self.blocks.values())[:-1]
+        return {i + 1: outside + macs for i, macs in enumerate(accumulate(added))}
 
     def macs(self, depth: int) -> float:
         """Return the cost of one row at a depth; `FULL_DEPTH`, or one that the network does not have, runs every block."""
@@ -55,12 +64,17 @@ class NetworkCost:
         """Return the cost of a partial step as a share of a full one."""
         return self.macs(depth) / self.full_macs
 
+    def cache_bytes(self, plan: Plan, rows: int) -> float:
+        """Return the memory that a plan's deep features need at one time, for a batch with all its conditionings."""
+        depths = {step.depth for step in plan.steps if step.kind is StepKind.PARTIAL}
+        return rows * max((self.feature_bytes.get(depth, 0.0) for depth in depths), default=0.0)
 
-def count_macs(network: nn.Module, call: NetworkCall) -> NetworkCost | None:
+
+def count_macs(network: nn.Module, call: NetworkCall | ModelCall) -> NetworkCost | None:
     """Count the multiply-accumulates of one row of a call, block by block.
 
     Args:
-        network: the diffusion network.
+        network: the U-Net, or the host's model around a network of another kind.
         call: a real call of it; only shapes and types matter.
 
     Returns:
@@ -68,21 +82,39 @@ def count_macs(network: nn.Module, call: NetworkCall) -> NetworkCost | None:
     """
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     weights = {f"network.{name}": torch.empty_like(value, device="meta") for name, value in tensors.items()}
+    unet, rows = block_count(network) is not None, call.x.shape[0]
+    counter = FlopCounterMode(display=False)
+    blocks: Counter[BlockKey] = Counter()
+    sizes: dict[Hashable, float] = {}
+
+    def visit(key: BlockKey, args: dict[str, Any], original: Callable[[dict[str, Any]], Any]) -> Any:
+        before = counter.get_total_flops()
+        out = original(args)
+        blocks[key] += (counter.get_total_flops() - before) / 2 / rows
+        sizes[key] = sum(stream.nbytes for stream in streams_of(out).values() if stream is not None) / rows
+        return out
+
+    shapes = call.shapes()
+    shapes = watched_features(shapes, network, sizes) if unet else watched(shapes, visit)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            functional_call(_Pass(network), weights, (call.shapes(),))
+        with torch.no_grad(), counter:
+            functional_call(_Pass(network), weights, (shapes,))
     except Exception as error:  # whatever an unknown network's code raises on meta tensors: the count is a courtesy
         log.warning("Flexiffusion: the MACs of %s cannot be counted: %s", type(network).__name__, error)
         return None
-    rows = call.x.shape[0]
-    flops = {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}
-    blocks: Counter[tuple[str, int]] = Counter()
-    if block_count(network) is not None:
-        for name, count in flops.items():
+    if unet:
+        for name, by_operator in counter.get_flop_counts().items():
             if layer := _LAYER.fullmatch(name):
                 # The host calls a block's layers one by one, never the block: so they are what is added up.
-                blocks[layer["part"] or layer["middle"], int(layer["block"] or 0)] += count / 2 / rows
-    return NetworkCost(counter.get_total_flops() / 2 / rows, dict(blocks))
+                key = layer["part"] or layer["middle"], int(layer["block"] or 0)
+                blocks[key] += sum(by_operator.values()) / 2 / rows
+        feature_bytes = {depth: size / rows for depth, size in sizes.items()}
+    else:
+        keys = list(sizes)
+        feature_bytes = {
+            depth: sum({kind: sizes[kind, i] for kind, i in keys[depth:]}.values()) for depth in range(1, len(keys))
+        }
+    return NetworkCost(counter.get_total_flops() / 2 / rows, dict(blocks), feature_bytes)
 
 
 def schedule_cost(schedule: Schedule, cost: NetworkCost) -> float:
@@ -127,5 +159,5 @@ class _Pass(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, call: NetworkCall) -> torch.Tensor:
-        return call.run(getattr(self.network, "_forward", self.network))
+    def forward(self, call: NetworkCall | ModelCall) -> torch.Tensor:
+        return call.run(getattr(self.network, call.method, self.network))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.latent_formats
+import comfy.ldm.modules.attention
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -16,6 +17,8 @@ import comfy.supported_models_base
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from .cache import PLACES, CachePolicy
+from .control_steps import ShallowControl
 from .demo.captions import embed_captions
 from .demo.model import TOKEN_TABLE, read_weights
 from .demo.model import WEIGHTS as DEMO_WEIGHTS
@@ -26,6 +29,7 @@ from .plan import Plan, make_plan, same_grid
 from .report import RunReport
 from .run import Run
 from .schedule import Schedule
+from .transformer_steps import ModelCall
 from .unet_steps import NetworkCall, block_count
 
 KEY = "flexiffusion"
@@ -33,6 +37,8 @@ ON_MISMATCH = ("map", "refuse", "off")
 _REPORTS_KEPT = 8  # a graph may sample several times with one model
 # These samplers choose their own noise levels and ignore the run's.
 _OWN_GRID = {"dpm_fast_function": "dpm_fast", "dpm_adaptive_function": "dpm_adaptive"}
+# Core's own step caches, by the key of their wrappers.
+_OTHER_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
 _SAME_FUNCTION = {"ddim": "euler", "uni_pc": "unipc", "uni_pc_bh2": "unipc_bh2"}
 
 
@@ -58,7 +64,11 @@ class RunHandle:
 
 
 def apply_schedule(
-    model: comfy.model_patcher.ModelPatcher, schedule: Schedule, on_mismatch: str = "map"
+    model: comfy.model_patcher.ModelPatcher,
+    schedule: Schedule,
+    on_mismatch: str = "map",
+    cache: str = "auto",
+    cache_limit_mib: float = 0,
 ) -> tuple[comfy.model_patcher.ModelPatcher, RunHandle]:
     """Return a clone of a model that samples under a schedule, and the handle of its reports.
 
@@ -69,17 +79,25 @@ def apply_schedule(
         schedule: of any length.
         on_mismatch: what to do when the run is not the one the schedule was made for: `map` it, `refuse` to sample, or
             turn the schedule `off`.
+        cache: where deep features are kept, one of `PLACES`; `auto` is the device's memory while that leaves room, else RAM.
+        cache_limit_mib: features that do not fit are not kept, and their partial steps run in full; 0 is no limit.
 
     Raises:
-        FlexiError: on_mismatch is not one of `ON_MISMATCH`.
+        FlexiError: on_mismatch or cache is not one of the known, or the limit is negative.
     """
-    if on_mismatch not in ON_MISMATCH:
-        raise FlexiError(f"on_mismatch is {on_mismatch!r}; expected one of {', '.join(ON_MISMATCH)}")
+    for value, name, known in ((on_mismatch, "on_mismatch", ON_MISMATCH), (cache, "cache", PLACES)):
+        if value not in known:
+            raise FlexiError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+    if not cache_limit_mib >= 0:
+        raise FlexiError(f"cache_limit_mib is {cache_limit_mib}; expected 0 (no limit) or more")
+    limit = cache_limit_mib * 2**20 if cache_limit_mib else float("inf")
+    policy = CachePolicy(cache, limit, comfy.model_management.get_free_memory)
     clone, handle = model.clone(), RunHandle()
     # One schedule per model: a later Apply node takes the earlier one's place.
     wrappers = {
-        WrappersMP.OUTER_SAMPLE: _OuterSample(schedule, on_mismatch, handle),
+        WrappersMP.OUTER_SAMPLE: _OuterSample(schedule, on_mismatch, policy, handle),
         WrappersMP.PREDICT_NOISE: _predict_noise,
+        WrappersMP.CALC_COND_BATCH: _calc_cond_batch,
         WrappersMP.APPLY_MODEL: _apply_model,
         WrappersMP.DIFFUSION_MODEL: _diffusion_model,
     }
@@ -99,8 +117,8 @@ class _HostRun:
 class _OuterSample:
     """Makes and drops the run, and hands the sampler the sigmas without the removed steps."""
 
-    def __init__(self, schedule: Schedule, on_mismatch: str, handle: RunHandle) -> None:
-        self.schedule, self.on_mismatch, self.handle = schedule, on_mismatch, handle
+    def __init__(self, schedule: Schedule, on_mismatch: str, policy: CachePolicy, handle: RunHandle) -> None:
+        self.schedule, self.on_mismatch, self.policy, self.handle = schedule, on_mismatch, policy, handle
 
     def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
@@ -110,7 +128,8 @@ class _OuterSample:
             latent = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
             self.handle.keep(RunReport(None, time.perf_counter() - began, notes), latent)
             return latent
-        run = Run(plan, _synchronizer(guider.model_patcher.load_device))
+        synchronize = _synchronizer(guider.model_patcher.load_device)
+        run = Run(plan, synchronize, self.policy, {"optimized_attention_override": _counted_attention})
         options = guider.model_options.setdefault("transformer_options", {})
         post_cfg = len(guider.model_options.get("sampler_post_cfg_function", ()))
         options[KEY] = _HostRun(run, post_cfg)
@@ -126,6 +145,8 @@ class _OuterSample:
         name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
         if name in _OWN_GRID:
             return None, [f"The schedule stood down: {_OWN_GRID[name]} chooses its own noise levels; use another sampler."]
+        if others := _other_caches(guider.model_options):
+            return None, [f"The schedule stood down: {others} skips steps of this model too; remove one of the two."]
         grid = _grid_mismatches(self.schedule, sigmas.tolist())
         others = _teacher_mismatches(self.schedule, guider.model_patcher, name.removeprefix("sample_"))
         differences = [*grid, *others]
@@ -198,33 +219,46 @@ def _predict_noise(executor, x, timestep, model_options=None, seed=None):
     )
 
 
+def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
+    """Let control nets run the blocks alone whose residuals a partial step takes in."""
+    host_run = model_options.get("transformer_options", {}).get(KEY)
+    depth = None if host_run is None else host_run.run.partial_depth(float(timestep.max()))
+    if depth is not None and block_count(model.diffusion_model) is not None:
+        views: dict[int, ShallowControl] = {}  # conditionings that share a control net still share it
+        conds = [cond and [_with_shallow_control(entry, depth, views) for entry in cond] for cond in conds]
+    return executor(model, conds, x_in, timestep, model_options)
+
+
+def _with_shallow_control(entry: dict[str, Any], depth: int, views: dict[int, ShallowControl]) -> dict[str, Any]:
+    control = entry.get("control")
+    if control is None:
+        return entry
+    return {**entry, "control": views.setdefault(id(control), ShallowControl(control, depth))}
+
+
 def _diffusion_model(executor, *args, **kwargs):
+    """Run the calls of a U-Net; a network of another kind is met at `_apply_model`."""
     network = executor.class_obj
-    # Where the options stand among the arguments differs from network to network; only a U-Net's order matters here.
-    options = next((value for value in (*args, *kwargs.values()) if isinstance(value, dict) and "sigmas" in value), {})
-    host_run = options.get(KEY)
-    if host_run is None or block_count(network) is None:
+    if block_count(network) is None:
         return executor(*args, **kwargs)
 
     def forward(x, timesteps, context=None, y=None, control=None, transformer_options=None, **others):
-        call = NetworkCall(x, timesteps, context, y, control, transformer_options, others)
-        return host_run.run.forward(network, call, _sigma(transformer_options), executor)
+        options = {} if transformer_options is None else transformer_options
+        call = NetworkCall(x, timesteps, context, y, control, options, others)
+        host_run = options.get(KEY)
+        return call.run(executor) if host_run is None else host_run.run.forward(network, call, _sigma(options), executor)
 
     return forward(*args, **kwargs)
 
 
 def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-    """Count the calls of networks that have no U-Net blocks, or no place of their own for a wrapper: they run in full."""
+    """Run the calls of a network that is no U-Net: transformers differ in their arguments, the model around them does not."""
     options = {} if transformer_options is None else transformer_options
-    host_run = options.get(KEY)
-    if host_run is None:
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    before = host_run.run.network_calls
-    prediction = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    if host_run.run.network_calls == before:
-        call = NetworkCall(x, t, c_crossattn, kwargs.get("y"), options=options)
-        host_run.run.forward(executor.class_obj.diffusion_model, call, _sigma(options), lambda *_, **__: prediction)
-    return prediction
+    call = ModelCall(x, t, c_concat, c_crossattn, control, options, kwargs)
+    model, host_run = executor.class_obj, options.get(KEY)
+    if host_run is None or block_count(model.diffusion_model) is not None:
+        return call.run(executor)
+    return host_run.run.forward(model, call, _sigma(options), executor)
 
 
 def _sigma(options: dict[str, Any]) -> float:
@@ -234,6 +268,18 @@ def _sigma(options: dict[str, Any]) -> float:
 def _digest(latent: torch.Tensor) -> str:
     values = latent.detach().to("cpu", torch.float32).contiguous()
     return hashlib.sha256(f"{tuple(values.shape)}".encode() + values.numpy().tobytes()).hexdigest()
+
+
+def _other_caches(model_options: dict[str, Any]) -> str:
+    """Return the names of other step caches on a model, empty where there is none."""
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    keys = {key for of_kind in wrappers.values() for key, functions in of_kind.items() if functions}
+    return " and ".join(name for key, name in _OTHER_CACHES.items() if key in keys)
+
+
+def _counted_attention(_, *args, **kwargs):
+    """Stand for the attention that the host chose, which may need a real device; the MACs are the same."""
+    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
 
 
 def _synchronizer(device: torch.device) -> Callable[[], None] | None:

@@ -57,7 +57,7 @@ class RunReport:
         if run is not None:
             self.notes = (*((f"The schedule's {run.plan.mapping}.",) if run.plan.mapping else ()), *self.notes)
             self.steps = tuple(_step_report(run, i) for i in range(len(run.plan.steps)))
-            self.cache_mib = run.cache_bytes / 2**20
+            self.cache_mib = run.cache.most_bytes / 2**20
 
     @cached_property
     def cost(self) -> NetworkCost | None:
@@ -70,6 +70,14 @@ class RunReport:
     def macs(self) -> float | None:
         """Multiply-accumulates that the run spent in the network."""
         return None if self.cost is None else run_macs(self._run.records, self.cost)
+
+    @property
+    def predicted_cache_mib(self) -> float:
+        """What the schedule's deep features need, from the network's shapes; 0 where they are not known."""
+        if self.cost is None:
+            return 0.0
+        record = next(record for record in self._run.records if record.network_calls)
+        return self.cost.cache_bytes(self._run.plan, sum(record.calls.values()) // max(record.evaluations, 1)) / 2**20
 
     @property
     def speedup_macs(self) -> float | None:
@@ -134,7 +142,9 @@ class RunReport:
             )
         for reason, count in self._fallbacks().items():
             lines.append(f"{count} evaluation{'s' if count > 1 else ''} ran in full: {reason}.")
-        if self.cache_mib:
+        if self.predicted_cache_mib:
+            lines.append(f"Cache: {self.cache_mib:.2f} MiB at most, {self.predicted_cache_mib:.2f} MiB predicted.")
+        elif self.cache_mib:
             lines.append(f"Cache: {self.cache_mib:.2f} MiB at most.")
         lines += self.notes
         return "\n".join(lines)

@@ -9,16 +9,19 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from .cache import CachePolicy, Feature, FeatureCache
 from .extrapolation import DerivativeHistory
 from .plan import Plan
 from .schedule import StepKind
-from .unet_steps import NetworkCall, block_count, full_pass, partial_pass
+from .transformer_steps import ModelCall, TransformerSteps
+from .unet_steps import NetworkCall, UNetSteps, block_count
 
 log = logging.getLogger(__name__)
 
@@ -40,28 +43,30 @@ class StepRecord:
     fallbacks: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True)
-class _CacheEntry:
-    segment: int
-    depth: int
-    feature: torch.Tensor  # [B, ...]
-
-
 class Run:
     """The state of one sampling run.
 
     Args:
         plan: what each step computes.
         synchronize: waits for the device before a clock is read; None on a CPU.
+        policy: where deep features are kept, and how much of them.
+        count_options: options for the pass without data in which MACs are counted.
     """
 
-    def __init__(self, plan: Plan, synchronize: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        synchronize: Callable[[], None] | None = None,
+        policy: CachePolicy | None = None,
+        count_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.plan = plan
         self.records = [StepRecord() for _ in plan.steps]
-        self.first_call: tuple[nn.Module, NetworkCall] | None = None  # for counting MACs after the run
-        self.cache_bytes = 0  # the most that was held
+        self.first_call: tuple[nn.Module, NetworkCall | ModelCall] | None = None  # for counting MACs after the run
+        self.cache = FeatureCache(policy or CachePolicy())
         self._synchronize = synchronize or (lambda: None)
-        self._cache: dict[Hashable, _CacheEntry] = {}
+        self._count_options = count_options or {}
+        self._steps: dict[nn.Module, UNetSteps | TransformerSteps] = {}
         self._extrapolates = any(step.kind is StepKind.EXTRAPOLATED for step in plan.steps)
         self._history = DerivativeHistory(plan.order)
         self._warned: set[str] = set()
@@ -71,6 +76,11 @@ class Run:
     @property
     def network_calls(self) -> int:
         return sum(record.network_calls for record in self.records)
+
+    def partial_depth(self, sigma: float) -> int | None:
+        """Return the depth of the partial step at a noise level; None where the step is of another kind."""
+        step = self.plan.steps[self.plan.step_index(sigma)]
+        return step.depth if step.kind is StepKind.PARTIAL else None
 
     def predict(
         self, x: torch.Tensor, sigma: float, compute: Callable[[], torch.Tensor], must_compute: str = ""
@@ -105,12 +115,12 @@ class Run:
         return denoised
 
     def forward(
-        self, network: nn.Module, call: NetworkCall, sigma: float, forward: Callable[..., torch.Tensor]
+        self, network: nn.Module, call: NetworkCall | ModelCall, sigma: float, forward: Callable[..., torch.Tensor]
     ) -> torch.Tensor:
         """Run one call of the network as the step at this noise level asks.
 
         Args:
-            network: the diffusion network.
+            network: the U-Net, or the host's model around a network of another kind.
             call: its arguments; `call.options` carries "uuids" and "cond_or_uncond", one entry for each chunk of rows.
             sigma: noise level.
             forward: the network's own forward, or the rest of the host's wrapper chain.
@@ -121,47 +131,46 @@ class Run:
         rows = call.x.shape[0]
         if sigma != self._evaluation:
             self._begin_evaluation(sigma)
-        keys = self._chunk_keys(call)
+        keys, steps = self._chunk_keys(call), self._steps_of(network)
         if step.kind is StepKind.PARTIAL:
-            feature, reason = self._recall(network, keys, step.segment, step.depth)
-            if feature is not None:
+            feature, reason = self._recall(steps, keys, step.segment, step.depth, call.x.device)
+            prediction = None if feature is None else steps.partial(call, forward, step.depth, feature)
+            if prediction is not None:
                 record.calls[step.depth] += rows
-                return partial_pass(network, call, step.depth, feature)
-            self._fall_back(index, reason)
+                return prediction
+            self._fall_back(index, reason or "the network ran other blocks than in the full step")
+            call = _with_whole_control(call)
         if self.first_call is None:
-            self.first_call = network, call.shapes()
+            shapes = call.shapes()
+            self.first_call = network, replace(shapes, options={**shapes.options, **self._count_options})
         record.calls[FULL_DEPTH] += rows
-        blocks, depth = block_count(network), self.plan.capture_depth(index)
-        if depth is None or blocks is None or depth >= blocks:
-            return call.run(forward)
-        prediction, feature = full_pass(network, call, forward, depth)
+        depth = self.plan.capture_depth(index)
+        prediction, feature = steps.full(call, forward, depth)
         if feature is not None and keys:
-            self._store(keys, feature, step.segment, depth)
+            self.cache.store(keys, feature, step.segment, depth)
         return prediction
 
     def release(self) -> None:
         """Drop everything that the run kept of the network's work; its records stay."""
-        self._cache.clear()
+        self.cache.clear()
+        self._steps.clear()
         self._history = DerivativeHistory(self.plan.order)
 
-    def _store(self, keys: list[Hashable], feature: torch.Tensor, segment: int, depth: int) -> None:
-        for key, part in zip(keys, feature.chunk(len(keys)), strict=True):
-            self._cache[key] = _CacheEntry(segment, depth, part)
-        held = {entry.feature.untyped_storage().data_ptr(): entry.feature.untyped_storage() for entry in self._cache.values()}
-        self.cache_bytes = max(self.cache_bytes, sum(storage.nbytes() for storage in held.values()))
+    def _steps_of(self, network: nn.Module) -> UNetSteps | TransformerSteps:
+        if network not in self._steps:
+            inner = getattr(network, "diffusion_model", network)
+            unet = block_count(network) is not None
+            self._steps[network] = UNetSteps(network) if unet else TransformerSteps(type(inner).__name__)
+        return self._steps[network]
 
-    def _recall(self, network: nn.Module, keys: list[Hashable], segment: int, depth: int) -> tuple[torch.Tensor | None, str]:
-        blocks = block_count(network)
-        if blocks is None:
-            return None, f"{type(network).__name__} has no U-Net blocks to run partially"
-        if depth >= blocks:
-            return None, f"depth {depth} needs more than the network's {blocks} blocks"
+    def _recall(
+        self, steps: UNetSteps | TransformerSteps, keys: list[Hashable], segment: int, depth: int, device: torch.device
+    ) -> tuple[Feature | None, str]:
+        if reason := steps.why_not(depth):
+            return None, reason
         if not keys:
             return None, "the call does not say which rows belong to which conditioning"
-        entries = [self._cache.get(key) for key in keys]
-        if any(entry is None or entry.segment != segment or entry.depth != depth for entry in entries):
-            return None, "no deep feature kept for this conditioning, shape and segment"
-        return torch.cat([entry.feature for entry in entries]) if len(entries) > 1 else entries[0].feature, ""
+        return self.cache.recall(keys, segment, depth, device)
 
     def _chunk_keys(self, call: NetworkCall) -> list[Hashable]:
         """Return one cache key for each chunk of rows: whose conditioning it is, its shape, its context window.
@@ -193,3 +202,9 @@ class Run:
         if reason not in self._warned:
             self._warned.add(reason)
             log.warning("Flexiffusion: step %d ran in full: %s", index + 1, reason)
+
+
+def _with_whole_control(call: NetworkCall | ModelCall) -> NetworkCall | ModelCall:
+    """Return a call with the residuals of every block, where the host made those of the shallow ones alone."""
+    whole = getattr(call.control, "whole", None)
+    return call if whole is None else replace(call, control=whole())

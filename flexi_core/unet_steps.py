@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from .cache import Feature
 
 
 @dataclass(frozen=True)
@@ -39,19 +42,22 @@ class NetworkCall:
     options: dict[str, Any] = field(default_factory=dict)
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    method = "_forward"
+
     def run(self, forward: Callable[..., torch.Tensor]) -> torch.Tensor:
         """Return forward's prediction for these arguments."""
         return forward(self.x, self.timesteps, self.context, self.y, self.control, self.options, **self.kwargs)
 
     def shapes(self) -> NetworkCall:
         """Return the call on the meta device: shapes and types without data, patches or control residuals."""
+        tensors = (self.x, self.timesteps, self.context, self.y, self.kwargs)
+        x, timesteps, context, y, kwargs = on_meta(tensors)
+        return NetworkCall(x, timesteps, context, y, None, {"cond_or_uncond": self.options.get("cond_or_uncond", [0])}, kwargs)
 
-        def shape(value: Any) -> Any:
-            return torch.empty_like(value, device="meta") if isinstance(value, torch.Tensor) else value
 
-        options = {"cond_or_uncond": self.options.get("cond_or_uncond", [0])}
-        kwargs = {name: shape(value) for name, value in self.kwargs.items()}
-        return NetworkCall(shape(self.x), shape(self.timesteps), shape(self.context), shape(self.y), None, options, kwargs)
+def on_meta(values: Any) -> Any:
+    """Return a nest of values with every tensor on the meta device."""
+    return tree_map_only(torch.Tensor, lambda value: torch.empty_like(value, device="meta"), values)
 
 
 def block_count(network: nn.Module) -> int | None:
@@ -61,6 +67,29 @@ def block_count(network: nn.Module) -> int | None:
     if not isinstance(inputs, nn.ModuleList) or not isinstance(outputs, nn.ModuleList) or not isinstance(middle, nn.Sequential):
         return None
     return len(inputs) if len(inputs) == len(outputs) and callable(getattr(network, "_forward", None)) else None
+
+
+class UNetSteps:
+    """Full and partial passes of one U-Net."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network, self._blocks = network, block_count(network)
+
+    def why_not(self, depth: int) -> str:
+        """Return in words why no partial step of a depth can run; empty when one can."""
+        return f"depth {depth} needs more than the network's {self._blocks} blocks" if depth >= self._blocks else ""
+
+    def full(
+        self, call: NetworkCall, forward: Callable[..., torch.Tensor], depth: int | None
+    ) -> tuple[torch.Tensor, Feature | None]:
+        """Run every block; with a depth also return what partial steps of that depth take in, where it can be kept."""
+        usable = depth if depth is not None and not self.why_not(depth) else None
+        prediction, feature = full_pass(self._network, call, forward, usable)
+        return prediction, None if feature is None else {"deep": feature}
+
+    def partial(self, call: NetworkCall, forward: Callable[..., torch.Tensor], depth: int, feature: Feature) -> torch.Tensor:
+        """Run the shallow blocks on a kept feature; wrappers around the network's forward are left out."""
+        return partial_pass(self._network, call, depth, feature["deep"])
 
 
 def full_pass(
@@ -87,10 +116,7 @@ def full_pass(
             kept.append(h.clone())  # patches after this one may write to h in place
         return h, skip
 
-    patches = call.options.get("patches", {})
-    patches = {**patches, "output_block_patch": [keep, *patches.get("output_block_patch", ())]}
-    prediction = replace(call, options={**call.options, "patches": patches}).run(forward)
-    return prediction, kept[-1] if kept else None
+    return _with_output_patch(call, keep).run(forward), kept[-1] if kept else None
 
 
 def partial_pass(network: nn.Module, call: NetworkCall, depth: int, feature: torch.Tensor) -> torch.Tensor:
@@ -111,6 +137,24 @@ def partial_pass(network: nn.Module, call: NetworkCall, depth: int, feature: tor
     options = _ShiftedOptions(call.options, n - depth, sum(map(_transformers, skipped)))
     call = replace(call, options=options, control=_shallow_control(call.control, n - depth))
     return call.run(lambda *args, **kwargs: type(network)._forward(view, *args, **kwargs))
+
+
+def watched_features(call: NetworkCall, network: nn.Module, sizes: dict[int, float]) -> NetworkCall:
+    """Return a call that notes the bytes of the deep feature at every depth of a full pass."""
+    n = block_count(network)
+
+    def note(h: torch.Tensor, skip: torch.Tensor, options: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes[n - options["block"][1]] = h.nbytes
+        return h, skip
+
+    return _with_output_patch(call, note)
+
+
+def _with_output_patch(call: NetworkCall, patch: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> NetworkCall:
+    """Return a call with one more patch before the output blocks, ahead of all others."""
+    patches = call.options.get("patches", {})
+    patches = {**patches, "output_block_patch": [patch, *patches.get("output_block_patch", ())]}
+    return replace(call, options={**call.options, "patches": patches})
 
 
 class _Stored(nn.Module):

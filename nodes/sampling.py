@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..flexi_core import Schedule
+from ..flexi_core.cache import PLACES
 from ..flexi_core.host import ON_MISMATCH, RunHandle, apply_schedule
 from ..flexi_core.timeline import draw_message, draw_timeline
 from .sockets import CATEGORY, PAPER, FlexiRunType, FlexiScheduleType
@@ -26,10 +27,13 @@ class FlexiApply(io.ComfyNode):
             display_name="Flexi Apply",
             category=CATEGORY,
             description="Puts a schedule into every sampling with this model: the schedule's full steps run the whole network, "
-            "its partial steps the shallow blocks of a U-Net (DeepCache, Ma et al., 2023), its null steps none of it "
-            f"({PAPER}). Works with any sampler and scheduler; bypassed, it changes nothing.",
+            "its partial steps the shallow blocks of a U-Net or the first ones of a transformer (DeepCache, Ma et al., 2023), "
+            f"its null steps none of it ({PAPER}). Works with any sampler and scheduler; bypassed, it changes nothing.",
             inputs=[
-                io.Model.Input("model", tooltip="The model to sample with; partial steps need a U-Net, null steps any model."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model to sample with: null steps work with any, partial steps with U-Nets and most DiTs.",
+                ),
                 FlexiScheduleType.Input("schedule", tooltip="Which steps are computed. A later Flexi Apply replaces it."),
                 io.Combo.Input(
                     "on_mismatch",
@@ -38,13 +42,32 @@ class FlexiApply(io.ComfyNode):
                     tooltip="When the run has other steps, noise levels, sampler or model than the schedule was made for: "
                     "map lays the schedule over the run, refuse stops with an error, off samples every step in full.",
                 ),
+                io.Combo.Input(
+                    "cache",
+                    options=list(PLACES),
+                    default="auto",
+                    optional=True,
+                    tooltip="Where partial steps keep the deep feature of their full step: gpu is fastest, ram leaves the "
+                    "GPU's memory alone, auto takes the GPU's memory while that leaves room.",
+                ),
+                io.Int.Input(
+                    "cache_limit_mib",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    optional=True,
+                    tooltip="The most memory for deep features, in MiB; 0 is no limit. Partial steps whose feature does not "
+                    "fit run in full, and the report says so.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model"), FlexiRunType.Output(display_name="run")],
         )
 
     @classmethod
-    def execute(cls, model, schedule: Schedule, on_mismatch: str) -> io.NodeOutput:
-        return io.NodeOutput(*apply_schedule(model, schedule, on_mismatch))
+    def execute(
+        cls, model, schedule: Schedule, on_mismatch: str, cache: str = "auto", cache_limit_mib: int = 0
+    ) -> io.NodeOutput:
+        return io.NodeOutput(*apply_schedule(model, schedule, on_mismatch, cache, cache_limit_mib))
 
 
 class FlexiReport(io.ComfyNode):

@@ -30,6 +30,10 @@ TINY = {
 TINY_BLOCKS = 4
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", help="write the table of what was tested in the host to this Markdown file")
+
+
 def tiny_unet(**changes: object) -> UNet:
     """Return a U-Net of 4 input and 4 output blocks with random weights (its own start has zeros, which hide errors)."""
     unet = UNet(**{**TINY, **changes}).eval().requires_grad_(False)

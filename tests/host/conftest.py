@@ -44,6 +44,59 @@ def imports_torchvision() -> bool:
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "matrix(group, row): a cell of the compatibility table; {names} of parameters in row are filled in"
+    )
+    config.pluginmanager.register(MatrixTable(config.getoption("--matrix")), "flexi-matrix")
+
+
+class MatrixTable:
+    """Collects the results of the tests marked `matrix` and writes them as the compatibility table."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._rows: dict[tuple[str, str], list[bool]] = {}
+        self._does: dict[tuple[str, str], str] = {}
+        self._keys: dict[str, tuple[str, str]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            if marker := item.get_closest_marker("matrix"):
+                group, row = marker.args
+                callspec = getattr(item, "callspec", None)
+                self._keys[item.nodeid] = group, row.format(**(callspec.params if callspec else {}))
+                self._rows.setdefault(self._keys[item.nodeid], [])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        key = self._keys.get(report.nodeid)
+        if key is None or (report.when != "call" and report.passed):
+            return
+        self._rows[key].append(report.passed)
+        self._does[key] = dict(report.user_properties).get("does", self._does.get(key, ""))
+
+    def pytest_sessionfinish(self) -> None:
+        if not self._path:
+            return
+        lines = [
+            "# What was tested in the host",
+            "",
+            "Made by `pytest tests/host --matrix docs/compatibility.md`. In every row a schedule of full steps gives the",
+            "latent of plain sampling bit for bit; a mixed one gives a finite latent with the steps that the row names, and",
+            "the same latent again.",
+        ]
+        group = None
+        for key, results in self._rows.items():
+            if key[0] != group:
+                group = key[0]
+                lines += ["", f"## {group}", "", "| | tests | what the pack does |", "|-|-|-|"]
+            passed = "passed" if all(results) and results else "not run" if not results else "FAILED"
+            lines.append(f"| {key[1]} | {sum(results)} {passed} | {self._does.get(key, '')} |")
+        temporary = Path(f"{self._path}.new")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.replace(self._path)
+
+
 class Host:
     """The host as a library, on the CPU, with folders of its own: nothing is written into the checkout."""
 
@@ -111,6 +164,40 @@ def apply(host: Host) -> Any:
     from flexi_core import Schedule
 
     return lambda model, text, *args: host.adapter.apply_schedule(model, Schedule.parse(text), *args)
+
+
+@pytest.fixture
+def cell(apply: Any, record_property: Any) -> Any:
+    """A function that asserts the laws of one cell of the matrix; see `docs/compatibility.md`.
+
+    check(model, sample, text, ran=None, does=None, plain=None): `sample(model)` returns a latent [B, ...]; `text` is a mixed
+    schedule, and `ran` the letters of the steps that are expected to run, `text`'s own by default. Returns the mixed run's
+    report. `does` is what the table says; by default it is made from the kinds of step that ran.
+    """
+    from flexi_core import Schedule
+
+    def check(model: Any, sample: Any, text: str, ran: str | None = None, does: str | None = None) -> Any:
+        letters = Schedule.parse(text).letters
+        plain = sample(model)
+        full, handle = apply(model, f"{len(letters)}*(F)")
+        assert torch.equal(sample(full), plain), "a schedule of full steps changed the latent"
+        assert set(handle.report.letters) <= {"F"}
+        mixed, handle = apply(model, text)
+        first = sample(mixed)
+        assert first.isfinite().all() and first.shape == plain.shape
+        report = handle.report
+        assert report.letters == (letters if ran is None else ran), str(report)
+        assert torch.equal(sample(mixed), first), "the second run differs from the first"
+        assert handle.report.letters == report.letters
+        record_property("does", does or _kinds(report))
+        return report
+
+    return check
+
+
+def _kinds(report: Any) -> str:
+    names = {"F": "full", "P": "partial", "N": "removed", "X": "extrapolated"}
+    return ", ".join(name for letter, name in names.items() if letter in report.letters) + " steps as planned"
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ RELEASED = {
     "FlexiPreset": (["preset", "steps"], ["FLEXI_SCHEDULE"], ["schedule"]),
     "FlexiLoadSchedule": (["file"], ["FLEXI_SCHEDULE"], ["schedule"]),
     "FlexiSaveSchedule": (["schedule", "file_name", "overwrite"], ["FLEXI_SCHEDULE"], ["schedule"]),
-    "FlexiApply": (["model", "schedule", "on_mismatch"], ["MODEL", "FLEXI_RUN"], ["model", "run"]),
+    "FlexiApply": (["model", "schedule", "on_mismatch", "cache", "cache_limit_mib"], ["MODEL", "FLEXI_RUN"], ["model", "run"]),
     "FlexiReport": (["run", "latent"], ["LATENT", "STRING", "IMAGE"], ["latent", "text", "timeline"]),
     "FlexiDemoModel": ([], ["MODEL"], ["model"]),
     "FlexiDemoPrompt": (["caption"], ["CONDITIONING"], ["conditioning"]),

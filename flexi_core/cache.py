@@ -1,0 +1,100 @@
+"""The deep features of one run: kept by conditioning, bounded, in the device's memory or in RAM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+# What a full pass keeps for partial ones, by name, rows first; None for a stream that ends in the skipped blocks.
+Feature = dict[Hashable, "torch.Tensor | None"]
+
+PLACES = ("auto", "gpu", "ram")
+_FREE_SHARE = 0.25  # of the device's free memory may a feature take before `auto` keeps it in RAM
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class CachePolicy:
+    """Where deep features are kept, and how much of them.
+
+    Args:
+        place: `gpu` (where the network runs), `ram`, or `auto`: where the network runs while that leaves room.
+        limit_bytes: what does not fit is not kept, and its partial steps run in full.
+        free_bytes: returns the free memory of a device.
+    """
+
+    place: str = "auto"
+    limit_bytes: float = float("inf")
+    free_bytes: Callable[[torch.device], float] = lambda device: float("inf")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    segment: int
+    depth: int
+    feature: Feature
+
+
+class FeatureCache:
+    """Deep features by chunk key; see `Run` for what makes a key."""
+
+    def __init__(self, policy: CachePolicy) -> None:
+        self.most_bytes = 0  # that were held at one time
+        self._policy = policy
+        self._entries: dict[Hashable, _Entry] = {}
+        self._refused = ""
+
+    def store(self, keys: Sequence[Hashable], feature: Feature, segment: int, depth: int) -> None:
+        """Keep a feature of several chunks of rows in the place of what these chunks had.
+
+        Args:
+            keys: one for each chunk, in the order of the rows.
+            feature: of all rows.
+            segment: of the full step that made it.
+            depth: of the partial steps that it is for.
+        """
+        for key in keys:
+            self._entries.pop(key, None)
+        size = sum(value.nbytes for value in feature.values() if value is not None)
+        held = self._held_bytes()
+        if held + size > self._policy.limit_bytes:
+            self._refused = (
+                f"the deep feature ({size / _MIB:.0f} MiB beside {held / _MIB:.0f} MiB kept) does not fit into the cache limit "
+                f"of {self._policy.limit_bytes / _MIB:.0f} MiB"
+            )
+            return
+        device = next(value.device for value in feature.values() if value is not None)
+        if self._policy.place == "ram" or (
+            self._policy.place == "auto" and size > _FREE_SHARE * self._policy.free_bytes(device)
+        ):
+            feature = {name: None if value is None else value.to("cpu") for name, value in feature.items()}
+        parts = {name: value.chunk(len(keys)) for name, value in feature.items() if value is not None}
+        for i, key in enumerate(keys):
+            own = {name: None if value is None else parts[name][i] for name, value in feature.items()}
+            self._entries[key] = _Entry(segment, depth, own)
+        self.most_bytes = max(self.most_bytes, self._held_bytes())
+
+    def recall(self, keys: Sequence[Hashable], segment: int, depth: int, device: torch.device) -> tuple[Feature | None, str]:
+        """Return the feature of chunks of rows on a device, or None and why there is none."""
+        entries = [self._entries.get(key) for key in keys]
+        if any(entry is None or entry.segment != segment or entry.depth != depth for entry in entries):
+            return None, self._refused or "no deep feature kept for this conditioning, shape and segment"
+        features = [entry.feature for entry in entries]
+        return {name: _joined([feature[name] for feature in features], device) for name in features[0]}, ""
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._entries.clear()
+
+    def _held_bytes(self) -> int:
+        tensors = (value for entry in self._entries.values() for value in entry.feature.values() if value is not None)
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+        return sum(storage.nbytes() for storage in storages.values())
+
+
+def _joined(parts: list[torch.Tensor | None], device: torch.device) -> torch.Tensor | None:
+    if parts[0] is None:
+        return None
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(device)

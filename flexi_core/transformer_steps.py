@@ -1,0 +1,189 @@
+"""Partial steps of a diffusion transformer, through the host's public replace hooks.
+
+A transformer that offers its blocks under `patches_replace["dit"]` asks for each of them by a key such as
+`("double_block", 3)`. A partial step of depth k runs the first k blocks that it asks for; each stream that passes through the
+others takes in one stored residual, what a full step added to it between its first skipped block and the last. Structure is
+what the network asks for: no list of families is kept, and one that follows the same hooks works the day it appears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from .cache import Feature
+from .unet_steps import on_meta
+
+BlockKey = tuple[str, int]
+# What the hooks call the hidden states that blocks hand on.
+_STREAMS = ("img", "txt", "x")
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """The arguments of one call of the host's model around a diffusion network.
+
+    Args:
+        x: noisy latent [B, ...].
+        t: sigma [B].
+        c_concat: channels that go beside the latent [B, C, ...].
+        c_crossattn: conditioning tokens [B, M, D].
+        control: residuals of control nets.
+        options: the host's transformer_options.
+        kwargs: whatever else the conditioning carries.
+    """
+
+    x: torch.Tensor
+    t: torch.Tensor
+    c_concat: torch.Tensor | None = None
+    c_crossattn: torch.Tensor | None = None
+    control: dict[str, list] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    method = "apply_model"
+
+    def run(self, forward: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """Return forward's prediction for these arguments."""
+        return forward(self.x, self.t, self.c_concat, self.c_crossattn, self.control, self.options, **self.kwargs)
+
+    def shapes(self) -> ModelCall:
+        """Return the call on the meta device: shapes and types without data, patches or control residuals."""
+        x, t, c_concat, c_crossattn, kwargs = on_meta((self.x, self.t, self.c_concat, self.c_crossattn, self.kwargs))
+        options = {"cond_or_uncond": self.options.get("cond_or_uncond", [0])}
+        return ModelCall(x, t, c_concat, c_crossattn, None, options, kwargs)
+
+
+Visit = Callable[[BlockKey, dict[str, Any], Callable[[dict[str, Any]], Any]], Any]
+
+
+def watched(call: ModelCall, visit: Visit) -> ModelCall:
+    """Return a call whose network hands every block that has a hook to `visit(key, args, original)`.
+
+    `original(args)` runs the block as it would run without us, a hook that another pack has put there included.
+    """
+    replaced = call.options.get("patches_replace", {})
+    hooks = {**replaced, "dit": _Hooks(replaced.get("dit", {}), visit)}
+    return replace(call, options={**call.options, "patches_replace": hooks})
+
+
+class TransformerSteps:
+    """Full and partial passes of one network, which shows its blocks in its first full pass."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._keys: list[BlockKey] | None = None  # in the order in which they run
+
+    def why_not(self, depth: int) -> str:
+        """Return in words why no partial step of a depth can run; empty when one can."""
+        if self._keys is None:
+            return ""
+        if not self._keys:
+            return f"{self._name} has no blocks that can be skipped: neither a U-Net's nor hooks for a transformer's"
+        if depth >= len(self._keys):
+            return f"depth {depth} needs more than the network's {len(self._keys)} blocks"
+        return ""
+
+    def full(
+        self, call: ModelCall, forward: Callable[..., torch.Tensor], depth: int | None
+    ) -> tuple[torch.Tensor, Feature | None]:
+        """Run every block; with a depth also return what partial steps of that depth take in, where it can be kept."""
+        if depth is None or self.why_not(depth):
+            return call.run(forward), None
+        capture = _Capture(depth)
+        prediction = watched(call, capture).run(forward)
+        self._keys = capture.keys
+        rows = call.x.shape[0]
+        whole = all(value is None or value.shape[0] == rows for value in capture.feature.values())
+        return prediction, capture.feature if capture.feature and whole and not capture.failed else None
+
+    def partial(
+        self, call: ModelCall, forward: Callable[..., torch.Tensor], depth: int, feature: Feature
+    ) -> torch.Tensor | None:
+        """Run the first `depth` blocks on a kept feature; None when the network asked for other blocks than before."""
+        reuse = _Reuse(depth, feature, {kind: i for kind, i in self._keys})
+        prediction = watched(call, reuse).run(forward)
+        return prediction if reuse.seen == len(self._keys) else None
+
+
+class _Hooks(dict):
+    """A `patches_replace["dit"]` with a hook for every block that a network asks for."""
+
+    def __init__(self, others: dict, visit: Visit) -> None:
+        super().__init__(others)
+        self._visit = visit
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, tuple)
+
+    def __getitem__(self, key: BlockKey) -> Callable[[dict[str, Any], dict[str, Any]], Any]:
+        other = super().get(key)
+
+        def hook(args: dict[str, Any], extra: dict[str, Any]) -> Any:
+            original = extra["original_block"] if other is None else lambda args: other(args, extra)
+            return self._visit(key, args, original)
+
+        return hook
+
+    def get(self, key: object, default: Any = None) -> Any:
+        return self[key] if isinstance(key, tuple) else default
+
+
+class _Capture:
+    """Keeps, per kind of block and stream, what the blocks from `depth` on add. A stream that ends has None."""
+
+    def __init__(self, depth: int) -> None:
+        self.keys: list[BlockKey] = []
+        self.feature: Feature = {}
+        self.failed = False
+        self._depth = depth
+        self._entries: dict[str, dict[str, torch.Tensor]] = {}
+
+    def __call__(self, key: BlockKey, args: dict[str, Any], original: Callable[[dict[str, Any]], Any]) -> Any:
+        self.keys.append(key)
+        if len(self.keys) <= self._depth:
+            return original(args)
+        kind = key[0]
+        if kind not in self._entries:  # blocks write to their streams in place
+            self._entries[kind] = {name: args[name].clone() for name in _STREAMS if isinstance(args.get(name), torch.Tensor)}
+        out, entries = original(args), self._entries[kind]
+        for name, value in streams_of(out).items():
+            if value is not None and (name not in entries or value.shape != entries[name].shape):
+                self.failed = True
+                continue
+            self.feature[kind, name] = None if value is None else value - entries[name]
+        return out
+
+
+class _Reuse:
+    """Skips the blocks from `depth` on.
+
+    Host code between blocks (a control net's residuals) runs again and is in the stored residual already; so a stream is put
+    right at the last block of its kind, from what it was at the first skipped one.
+    """
+
+    def __init__(self, depth: int, feature: Feature, last: dict[str, int]) -> None:
+        self.seen = 0
+        self._depth, self._feature, self._last = depth, feature, last
+        self._final: dict[str, dict[str, torch.Tensor | None]] = {}
+
+    def __call__(self, key: BlockKey, args: dict[str, Any], original: Callable[[dict[str, Any]], Any]) -> Any:
+        self.seen += 1
+        if self.seen <= self._depth:
+            return original(args)
+        kind, number = key
+        if kind not in self._final:
+            own = {name: value for (owner, name), value in self._feature.items() if owner == kind}
+            self._final[kind] = {name: None if value is None else args[name] + value for name, value in own.items()}
+        streams = self._final[kind]
+        if number != self._last.get(kind):
+            streams = {name: args[name] for name in streams}
+        return streams["x"] if "x" in streams else dict(streams)
+
+
+def streams_of(out: Any) -> dict[str, torch.Tensor | None]:
+    """Return a block's output by stream; a hook without names has one stream, which its arguments call x."""
+    return out if isinstance(out, dict) else {"x": out}
