@@ -1,10 +1,11 @@
 """The README's tables on the embedded model: searched schedules, the paper's space, and what a user would otherwise run.
 
-    python benchmarks/embedded.py                  # every table, about 25 minutes on two cores
+    python benchmarks/embedded.py                  # every table, about 35 minutes on two cores
     python benchmarks/embedded.py --only euler-5x  # one of them
 
-Every row is judged on samples that no search has seen. Tables are written as CSV and Markdown, with a plot, to
-benchmarks/results/. Searches are studies: an interrupted benchmark goes on where it was.
+Every row is judged on samples that no search has seen. Tables are written as CSV and Markdown, with pictures, to
+benchmarks/results/, and the searched schedules to flexi_core/schedules/, from where the pack ships them. Searches are
+studies: an interrupted benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rich.console import Console
 from flexi_core import save_schedule
 from flexi_core.files import replace_file
 from search_tools.embedded import EmbeddedBackend
-from search_tools.fitness import Fitness
+from search_tools.fitness import Fitness, stages_to
 from search_tools.judge import Judge, Row, baselines
 from search_tools.pictures import save_image_rows, save_pareto
 from search_tools.space import FAMILIES, Space
@@ -28,44 +29,49 @@ from search_tools.study import SearchState, open_study, run_search, with_results
 from search_tools.teacher import TeacherSettings
 
 RESULTS = Path(__file__).parent / "results"
+BUNDLED = Path(__file__).parents[1] / "flexi_core" / "schedules"
 TABLES = {
     "euler-5x": (TeacherSettings("euler", "normal", 50), 5.0),
     "dpmpp_2m-2x": (TeacherSettings("dpmpp_2m", "normal", 25), 2.0),
     "dpmpp_2m-3x": (TeacherSettings("dpmpp_2m", "normal", 25), 3.0),
 }
 SEARCHES = {"searched, wider space": FAMILIES, "searched, paper's space": ("paper",)}
+FILES = ("", "-paper")  # what the schedule files of the searches are called, behind the table's name
 _err = Console(stderr=True)
 
 
 def main(
     only: Annotated[str | None, typer.Option(help=f"One table: {', '.join(TABLES)}.")] = None,
-    minutes: Annotated[float, typer.Option(help="For each search.")] = 2.5,
-    samples: Annotated[int, typer.Option(help="To judge on.")] = 64,
+    evaluations: Annotated[int, typer.Option(help="Candidates of each search.")] = 150,
+    search_samples: Annotated[int, typer.Option(help="To search with.")] = 128,
+    samples: Annotated[int, typer.Option(help="To judge on.")] = 128,
     seed: Annotated[int, typer.Option(help="Of the searches.")] = 0,
 ) -> None:
     """Search, judge, and write the tables."""
     if only is not None and only not in TABLES:
         raise typer.BadParameter(f"known tables: {', '.join(TABLES)}", param_hint="--only")
     RESULTS.mkdir(exist_ok=True)
+    BUNDLED.mkdir(exist_ok=True)
     for name in [only] if only else TABLES:
-        make_table(name, minutes, samples, seed)
+        make_table(name, evaluations, search_samples, samples, seed)
 
 
-def make_table(name: str, minutes: float, samples: int, seed: int) -> None:
+def make_table(name: str, evaluations: int, search_samples: int, samples: int, seed: int) -> None:
     """Make one table of `TABLES`."""
     settings, speedup = TABLES[name]
     backend = EmbeddedBackend(settings)
     whole = Space(settings.steps, speedup, backend.cost)
-    fitness = Fitness(backend)
+    fitness = Fitness(backend, stages_to(search_samples))
     found, candidates, studies = {}, [], {}
     for label, families in SEARCHES.items():
         space = Space(settings.steps, speedup, backend.cost, families)
-        study = open_study(f"sqlite:///{RESULTS / 'studies.db'}", f"{name}, {label}, seed {seed}", dict(backend.identity))
+        decides = {**backend.identity, "speedup": speedup, "space": list(families), "seed": seed, "samples": search_samples}
+        study = open_study(f"sqlite:///{RESULTS / 'studies.db'}", f"{name}, {label}, seed {seed}", decides)
 
         def say(state: SearchState, label: str = label) -> None:
             _err.print(f"{name}: {label}: {state.finished} candidates, {state.seconds_left:.0f} s left")
 
-        result = run_search(study, space, fitness, seed=seed, minutes=minutes, on_progress=say)
+        result = run_search(study, space, fitness, seed=seed, evaluations=evaluations, on_progress=say)
         if result.interrupted:
             raise typer.Exit(130)
         found[label], studies[label] = result.best.schedule, study
@@ -78,9 +84,9 @@ def make_table(name: str, minutes: float, samples: int, seed: int) -> None:
         rows.append(row)
         pictures.append((label, images))
     rows.append(judge.judge_fewer_steps(whole.full_steps))
-    label = next(iter(SEARCHES))
-    best = with_results(found[label], backend.identity, rows[1], samples, studies[label], seed)
-    save_schedule(best, RESULTS / f"{name}.json")
+    for row, file in zip(rows[1:], FILES, strict=False):
+        best = with_results(found[row.name], backend.identity, row, samples, studies[row.name], seed)
+        save_schedule(best, BUNDLED / f"demo-{name}{file}.json")
     _write(RESULTS / f"{name}.csv", _csv(rows))
     _write(RESULTS / f"{name}.md", markdown(rows))
     save_image_rows(RESULTS / f"{name}_images.png", pictures)

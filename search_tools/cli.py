@@ -163,31 +163,36 @@ def search(
 @app.command()
 @_one_line_errors
 def evaluate(
-    file: Annotated[Path, typer.Argument(help="A schedule file made for the embedded model.")],
+    files: Annotated[list[Path], typer.Argument(help="Schedule files made for the same run of the embedded model.")],
     samples: Samples = 64,
     first_seed: Annotated[int, typer.Option(min=JUDGE_SEEDS, help="First of the unseen seeds.")] = JUDGE_SEEDS,
     as_json: Json = False,
 ) -> None:
-    """Judge a schedule on seeds that the search never saw, beside fewer steps and DeepCache at the same cost."""
+    """Judge schedules on seeds that no search ever saw, beside fewer steps and DeepCache at the cost of the first."""
     from .embedded import EmbeddedBackend
     from .judge import Judge, baselines
     from .space import Space
 
-    schedule = load_schedule(file)
-    settings = _settings_of(schedule, file)
+    schedules = {str(file): load_schedule(file) for file in files}
+    settings = _settings_of(schedules[str(files[0])], files[0])
+    for file, schedule in schedules.items():
+        if _settings_of(schedule, Path(file)) != settings:
+            raise FlexiError(f"{file} was made for another run than {files[0]}; judge it by a command of its own")
     backend = EmbeddedBackend(settings)
-    for key in ("architecture", "weights"):
-        if key in schedule.info["teacher"] and schedule.info["teacher"][key] != backend.identity[key]:
-            _err.print(f"{file}: made for other {key} than the embedded model has now", style="yellow", markup=False)
-    speedup = settings.steps / Space(settings.steps, 1, backend.cost).spent(schedule)
+    for file, schedule in schedules.items():
+        for key in ("architecture", "weights"):
+            if schedule.info["teacher"].get(key, backend.identity[key]) != backend.identity[key]:
+                _err.print(f"{file}: made for other {key} than the embedded model has now", style="yellow", markup=False)
+    speedup = settings.steps / Space(settings.steps, 1, backend.cost).spent(schedules[str(files[0])])
     space = Space(settings.steps, speedup, backend.cost)
     with _progress("samples") as bar:
         judge = Judge(backend, samples, first_seed, bar)
-        rows = [judge.teacher_row, judge.judge(file.stem, schedule)[0], judge.judge_fewer_steps(space.full_steps)]
+        rows = [judge.teacher_row, *(judge.judge(Path(file).stem, schedule)[0] for file, schedule in schedules.items())]
+        rows += [judge.judge_fewer_steps(space.full_steps)]
         rows += [judge.judge(name, other)[0] for name, other in baselines(space)]
     if as_json:
-        _print_json({"schedule": str(schedule), "samples": samples, "first_seed": first_seed,
-                     "rows": [row.as_dict() for row in rows]})  # fmt: skip
+        _print_json({"schedules": [str(schedule) for schedule in schedules.values()], "samples": samples,
+                     "first_seed": first_seed, "rows": [row.as_dict() for row in rows]})  # fmt: skip
         return
     _print_table(rows, f"{settings.steps} {settings.sampler} steps, {samples} unseen seeds")
 
@@ -254,7 +259,7 @@ def train_demo(
 
 def _search(settings, speedup, choice, seed, minutes, evaluations, storage, name, samples):
     from .embedded import EmbeddedBackend
-    from .fitness import Fitness
+    from .fitness import Fitness, stages_to
     from .space import FAMILIES, Space
     from .study import open_study, run_search
 
@@ -269,7 +274,7 @@ def _search(settings, speedup, choice, seed, minutes, evaluations, storage, name
     )
     study = open_study(storage, name, decides)
     with _progress("samples") as bar:
-        fitness = Fitness(backend, samples=samples, progress=lambda done, total: bar("teacher", done, total))
+        fitness = Fitness(backend, stages_to(samples), progress=lambda done, total: bar("teacher", done, total))
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]} left"))
     with Progress(*columns, console=_err, transient=True) as progress:
         task = progress.add_task("search", total=1.0, left="?")

@@ -16,7 +16,7 @@ from .space import Space
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 PAIRED_MARGIN = 1.3
-_TRIES = 200  # mutations drawn before a repeat is accepted
+_TRIES = 200  # schedules drawn before a repeat is accepted
 
 
 class EvolutionSampler(BaseGASampler):
@@ -72,10 +72,13 @@ class EvolutionSampler(BaseGASampler):
         for seed in self._space.seeds():
             if str(seed) not in tried:
                 return seed
-        for _ in range(_TRIES):
-            if parents:
+        for attempt in range(_TRIES):
+            if parents and attempt < _TRIES // 2:
                 parent = parents[min(rng.geometric(0.5) - 1, len(parents) - 1)]
-                schedule = self._space.mutate(self._space.decode(parent.params), rng)
+                schedule = self._space.decode(parent.params)
+                # Under a tight budget many mutations are repaired back to what is known: they grow until one is new.
+                for _ in range(1 + attempt // 10):
+                    schedule = self._space.mutate(schedule, rng)
             else:
                 schedule = self._space.random(rng)
             if str(schedule) not in tried:

@@ -1,12 +1,14 @@
-"""Fitness of a schedule: rFID to the teacher, behind a cheap paired screen.
+"""Fitness of a schedule: rFID to the teacher, behind cheap paired screens.
 
-The screen compares a few samples with the teacher's own from the same noise; only a schedule that is not clearly worse than
-the best goes on to all samples, whose rFID decides. Lower is better for both.
+A screen compares a few samples with the teacher's own from the same noise; only a schedule that is not clearly worse than
+the best goes on to more, and at last to all samples, whose rFID decides. Lower is better for both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -38,29 +40,35 @@ class Fitness:
 
     Args:
         backend: samples and features.
-        screen_samples: first stage.
-        samples: in all.
+        stages: sample counts, each more than the one before: at all but the last a schedule may be dropped.
     """
 
-    def __init__(self, backend: EmbeddedBackend, screen_samples: int = 8, samples: int = 32, progress=None) -> None:
-        if samples <= screen_samples:
-            raise FlexiError(f"{samples} samples, of which {screen_samples} screen; ask for more than those")
-        self._backend, self.screen_samples, self.samples = backend, screen_samples, samples
-        self._teacher = backend.teacher(SEARCH_SEEDS, samples, progress)
+    def __init__(self, backend: EmbeddedBackend, stages: Sequence[int] = (8, 32), progress=None) -> None:
+        if not stages or stages[0] < 1 or any(b <= a for a, b in pairwise(stages)):
+            raise FlexiError(f"the stages of the fitness are {tuple(stages)}; give growing numbers of samples")
+        self._backend, self.stages = backend, tuple(stages)
+        self._teacher = backend.teacher(SEARCH_SEEDS, self.stages[-1], progress)
         self._features = backend.features(self._teacher)
 
-    def screen(self, schedule: Schedule) -> tuple[float, torch.Tensor]:
-        """Return the paired error of the first samples, and their images [screen_samples, ...]."""
-        images = self._backend.sample(schedule, SEARCH_SEEDS, self.screen_samples).images
-        return float(latent_mse(images, self._teacher[: self.screen_samples]).mean()), images
+    def sample(self, schedule: Schedule, count: int, images: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the images [count, ...] of a schedule, from those that an earlier stage made and the rest."""
+        have = 0 if images is None else len(images)
+        more = self._backend.sample(schedule, SEARCH_SEEDS + have, count - have).images
+        return more if images is None else torch.cat([images, more])
 
-    def finish(self, schedule: Schedule, screened: torch.Tensor) -> Evaluation:
-        """Return the evaluation on all samples, from the screened images and the rest."""
-        first = len(screened)
-        rest = self._backend.sample(schedule, SEARCH_SEEDS + first, self.samples - first).images
-        images = torch.cat([screened, rest])
+    def error(self, images: torch.Tensor) -> float:
+        """Return the mean paired error of images [count, ...] to the teacher's own."""
+        return float(latent_mse(images, self._teacher[: len(images)]).mean())
+
+    def evaluate(self, images: torch.Tensor) -> Evaluation:
+        """Return the evaluation of the images of all samples."""
         return Evaluation(
             rfid=rfid(self._backend.features(images), self._features),
             psnr_db=float(psnr_db(images, self._teacher).mean()),
-            mse=float(latent_mse(images, self._teacher).mean()),
+            mse=self.error(images),
         )
+
+
+def stages_to(samples: int) -> tuple[int, ...]:
+    """Return the stages of a fitness on this many samples: a few first, each stage four times the one before."""
+    return (*(count for count in (8, 32, 128, 512) if 2 * count <= samples), samples)

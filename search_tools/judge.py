@@ -66,7 +66,8 @@ class Judge:
     ) -> None:
         self.backend, self.samples, self.seed, self._progress = backend, samples, seed, progress
         teacher = all_full(backend.settings.steps)
-        # Sampled afresh, not from the store: its time is the yardstick of every row's.
+        # Sampled afresh, not from the store, and not cold: its time is the yardstick of every row's.
+        backend.sample(all_full(2), seed, min(samples, 8), steps=2)
         self.teacher = self._sample("teacher", teacher)
         self._features = backend.features(self.teacher.images)
         self.teacher_row = self._row("teacher", str(teacher), self.teacher, 1.0)

@@ -24,11 +24,10 @@ _SETTINGS = "flexi:settings"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A schedule with its result; `evaluation` is None where the screen ended it."""
+    """A schedule with its result; `evaluation` is None where a screen ended it."""
 
     schedule: Schedule
     spent: float
-    screen_mse: float
     evaluation: Evaluation | None
 
 
@@ -139,7 +138,6 @@ def _candidate(trial: FrozenTrial) -> Candidate:
     return Candidate(
         Schedule.parse(trial.user_attrs["schedule"]),
         trial.user_attrs["spent"],
-        trial.user_attrs["screen_mse"],
         Evaluation(**measured) if measured else None,
     )
 
@@ -154,22 +152,26 @@ def _evaluate(study: optuna.Study, space: Space, fitness: Fitness) -> None:
     began = time.monotonic()
     trial, schedule = ask_schedule(study, space)
     trial.set_user_attr("spent", space.spent(schedule))
-    error, images = fitness.screen(schedule)
-    trial.set_user_attr("screen_mse", error)
-    if error > _screen_limit(study):
-        trial.set_user_attr("seconds", time.monotonic() - began)
-        study.tell(trial, state=TrialState.PRUNED)
-        return
-    evaluation = fitness.finish(schedule, images)
+    images, errors = None, []
+    for stage, count in enumerate(fitness.stages):
+        images = fitness.sample(schedule, count, images)
+        errors.append(fitness.error(images))
+        trial.set_user_attr("errors", errors)
+        if errors[-1] > _limit(study, stage):
+            trial.set_user_attr("seconds", time.monotonic() - began)
+            study.tell(trial, state=TrialState.PRUNED)
+            return
+    evaluation = fitness.evaluate(images)
     trial.set_user_attr("evaluation", vars(evaluation))
     trial.set_user_attr("mse", evaluation.mse)
     trial.set_user_attr("seconds", time.monotonic() - began)
     study.tell(trial, evaluation.rfid)
 
 
-def _screen_limit(study: optuna.Study) -> float:
+def _limit(study: optuna.Study, stage: int) -> float:
+    """Return the paired error beyond which a schedule is dropped at a stage: that of the best so far, and a margin."""
     judged = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return PAIRED_MARGIN * min((trial.user_attrs["screen_mse"] for trial in judged), default=float("inf"))
+    return PAIRED_MARGIN * min((trial.user_attrs["errors"][stage] for trial in judged), default=float("inf"))
 
 
 def _seconds_left(finished: int, seconds: float, minutes: float | None, evaluations: int | None) -> float:

@@ -92,3 +92,15 @@ def test_a_schedule_for_another_model_is_not_judged_on_the_embedded_one(flexi, t
     save_schedule(Schedule.parse("4*(FX)"), tmp_path / "s.json")
     result = flexi("evaluate", "s.json")
     assert result.exit_code == 2 and "made for an unnamed model" in result.stderr
+
+
+def test_evaluate_puts_several_files_of_one_run_into_one_table(flexi, tmp_path):
+    teacher = {"model": "embedded", "sampler": "euler", "scheduler": "normal", "steps": 4, "cfg": 3.0}
+    save_schedule(Schedule.parse("FXFX").with_info(teacher=teacher), tmp_path / "a.json")
+    save_schedule(Schedule.parse("FNFN").with_info(teacher=teacher), tmp_path / "b.json")
+    save_schedule(Schedule.parse("FXFX").with_info(teacher={**teacher, "cfg": 2.0}), tmp_path / "other.json")
+    result = flexi("evaluate", "a.json", "b.json", "--samples", 2, "--json")
+    assert result.exit_code == 0, result.output
+    assert [row["name"] for row in json.loads(result.stdout)["rows"]][:3] == ["teacher", "a", "b"]
+    refused = flexi("evaluate", "a.json", "other.json")
+    assert refused.exit_code == 2 and "other.json was made for another run than a.json" in refused.stderr

@@ -4,7 +4,11 @@ import importlib.metadata
 import re
 from pathlib import Path
 
+import pytest
+
 import flexi_core
+from search_tools.embedded import EmbeddedBackend
+from search_tools.teacher import TeacherSettings
 
 ROOT = Path(__file__).parents[1]
 SHIPPED_WITH_THE_HOST = {"safetensors", "numpy", "scipy", "einops", "pillow"}
@@ -43,6 +47,14 @@ def test_every_package_that_we_ask_for_is_pinned():
 def test_an_installed_core_has_its_weights():
     files = {path.as_posix() for path in Path(flexi_core.__file__).parent.rglob("*.safetensors")}
     assert {Path(file).name for file in files} >= {"unet.safetensors", "classifier.safetensors"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "flexi_core" / "schedules").glob("*.json")), ids=lambda path: path.stem)
+def test_every_bundled_schedule_was_searched_for_the_model_that_is_shipped(path):
+    schedule = flexi_core.load_schedule(path)
+    settings = {key: schedule.info["teacher"][key] for key in ("sampler", "scheduler", "steps", "cfg")}
+    assert schedule.info["teacher"] == EmbeddedBackend(TeacherSettings(**settings)).identity
+    assert schedule.info["measured"]["samples"] >= 64 and schedule.info["provenance"]["study"]
 
 
 def test_the_public_names_of_the_core_stay():

@@ -11,7 +11,7 @@ from flexi_core import FlexiError, Schedule
 from flexi_core.cost import NetworkCost
 from search_tools.embedded import EmbeddedBackend
 from search_tools.evolution import PAIRED_MARGIN, EvolutionSampler, ask_schedule, near_best
-from search_tools.fitness import Fitness
+from search_tools.fitness import Fitness, stages_to
 from search_tools.judge import Judge, baselines
 from search_tools.space import FAMILIES, Space
 from search_tools.study import best_of, open_study, run_search
@@ -29,7 +29,7 @@ def backend(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fitness(backend):
-    return Fitness(backend, screen_samples=1, samples=3)
+    return Fitness(backend, (1, 3))
 
 
 @pytest.fixture
@@ -108,6 +108,12 @@ def test_evolution_improves_on_its_seeds_and_repeats_nothing():
     assert min(t.value for t in trials) < min(t.value for t in trials[:12])
 
 
+@pytest.mark.parametrize("families", [("paper",), ("paper-x",), FAMILIES])
+def test_evolution_repeats_nothing_under_a_tight_budget_while_the_space_holds_more(families):
+    texts = [t.user_attrs["schedule"] for t in _simulate(Space(25, 3.0, COST, families), 150, seed=0)]
+    assert len(set(texts)) == len(texts)
+
+
 def test_evolution_of_one_seed_is_repeatable_and_of_another_is_not():
     space = Space(20, 4.0, COST)
     first, second, other = (_simulate(space, 60, seed) for seed in (0, 0, 1))
@@ -152,11 +158,11 @@ class _Interrupted(Fitness):
         self.__dict__.update(fitness.__dict__)
         self.left = at
 
-    def screen(self, schedule: Schedule):
-        self.left -= 1
+    def sample(self, schedule: Schedule, count: int, images=None):
+        self.left -= images is None
         if self.left == 0:
             raise KeyboardInterrupt
-        return super().screen(schedule)
+        return super().sample(schedule, count, images)
 
 
 @pytest.mark.parametrize("at", [5, 13])  # within a generation, and on the first candidate of one
@@ -210,9 +216,28 @@ def test_a_storage_that_cannot_be_opened_is_one_clear_error(tmp_path):
 
 
 def test_the_fitness_of_the_teacher_itself_is_perfect(fitness):
-    images = fitness.screen(Schedule.parse("6*(F)"))
-    assert images[0] < 1e-10  # to float32 rounding: the screen's batch is smaller than the teacher's
-    assert fitness.finish(Schedule.parse("6*(F)"), images[1]).rfid == pytest.approx(0, abs=1e-6)
+    screened = fitness.sample(Schedule.parse("6*(F)"), 1)
+    assert fitness.error(screened) < 1e-10  # to float32 rounding: the screen's batch is smaller than the teacher's
+    images = fitness.sample(Schedule.parse("6*(F)"), 3, screened)
+    assert fitness.evaluate(images).rfid == pytest.approx(0, abs=1e-6)
+
+
+def test_later_stages_add_samples_to_those_of_the_earlier(fitness):
+    schedule = Schedule.parse("3*(FX)")
+    few = fitness.sample(schedule, 1)
+    more = fitness.sample(schedule, 3, few)
+    assert (more[:1] == few).all()
+    assert (more - fitness.sample(schedule, 3)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("samples", "stages"), [(16, (8, 16)), (32, (8, 32)), (64, (8, 32, 64)), (128, (8, 32, 128))])
+def test_stages_grow_to_the_samples_that_are_asked_for(samples, stages):
+    assert stages_to(samples) == stages
+
+
+def test_stages_that_do_not_grow_are_refused(backend):
+    with pytest.raises(FlexiError, match="growing numbers of samples"):
+        Fitness(backend, (8, 8))
 
 
 def test_a_sample_does_not_depend_on_what_is_sampled_beside_it(backend):

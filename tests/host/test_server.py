@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+BUNDLED = ROOT / "flexi_core" / "schedules"
 NODES = (
     "FlexiSchedule",
     "FlexiPreset",
@@ -96,6 +97,18 @@ def test_schedule_file_is_read_again_when_it_was_edited(server, graph):
         path.write_text(json.dumps({"format": "flexiffusion-schedule", "version": 1, "schedule": text}))
         letters = text if "*" not in text else "FXFXFX"
         assert letters.replace("|", "") in report_text(server.run(short), short)
+
+
+@pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.json")), ids=lambda path: path.stem)
+def test_searched_schedule_does_in_the_server_what_its_file_says(server, graph, path):
+    short, only = graph
+    teacher, measured = (json.loads(path.read_text(encoding="utf-8"))[part] for part in ("teacher", "measured"))
+    put_in(short, only, {"class_type": "FlexiLoadSchedule", "inputs": {"file": f"{path.name} (bundled)"}})
+    settings = {"sampler_name": teacher["sampler"], "scheduler": teacher["scheduler"]}
+    short[only("KSampler")]["inputs"] |= settings | {"steps": teacher["steps"], "cfg": teacher["cfg"]}
+    text = report_text(server.run(short), short)
+    assert "Note" not in text and "mapped" not in text, "a run like the teacher's is no other run"
+    assert float(text.split("x fewer MACs")[0].split()[-1]) == pytest.approx(measured["speedup_macs"], rel=0.01)
 
 
 def test_broken_schedule_file_is_refused_by_its_name(server, graph):
