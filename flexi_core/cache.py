@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .graphs import outside_graphs
+
 # What a full pass keeps for partial ones, by name, rows first; None for a stream that ends in the skipped blocks.
 Feature = dict[Hashable, "torch.Tensor | None"]
 
@@ -46,6 +48,7 @@ class FeatureCache:
         self._entries: dict[Hashable, _Entry] = {}
         self._refused = ""
 
+    @outside_graphs
     def store(self, keys: Sequence[Hashable], feature: Feature, segment: int, depth: int) -> None:
         """Keep a feature of several chunks of rows in the place of what these chunks had.
 
@@ -58,7 +61,7 @@ class FeatureCache:
         for key in keys:
             self._entries.pop(key, None)
         size = sum(value.nbytes for value in feature.values() if value is not None)
-        held = self._held_bytes()
+        held = self.held_bytes
         if held + size > self._policy.limit_bytes:
             self._refused = (
                 f"the deep feature ({size / _MIB:.0f} MiB beside {held / _MIB:.0f} MiB kept) does not fit into the cache limit "
@@ -74,7 +77,7 @@ class FeatureCache:
         for i, key in enumerate(keys):
             own = {name: None if value is None else parts[name][i] for name, value in feature.items()}
             self._entries[key] = _Entry(segment, depth, own)
-        self.most_bytes = max(self.most_bytes, self._held_bytes())
+        self.most_bytes = max(self.most_bytes, self.held_bytes)
 
     def recall(self, keys: Sequence[Hashable], segment: int, depth: int, device: torch.device) -> tuple[Feature | None, str]:
         """Return the feature of chunks of rows on a device, or None and why there is none."""
@@ -88,12 +91,18 @@ class FeatureCache:
         """Drop everything."""
         self._entries.clear()
 
-    def _held_bytes(self) -> int:
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def held_bytes(self) -> int:
+        """What is kept now; chunks of one tensor count once."""
         tensors = (value for entry in self._entries.values() for value in entry.feature.values() if value is not None)
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
         return sum(storage.nbytes() for storage in storages.values())
 
 
+@outside_graphs
 def _joined(parts: list[torch.Tensor | None], device: torch.device) -> torch.Tensor | None:
     if parts[0] is None:
         return None

@@ -18,7 +18,7 @@ class ShallowControl:
     """Stands for a control net of the host (and those before it in its chain) on a partial step.
 
     Args:
-        control: the host's; it is not changed.
+        control: the host's; it is not changed, and answers for every other attribute.
         depth: of the partial step.
     """
 
@@ -29,6 +29,9 @@ class ShallowControl:
         """Return the residuals of the shallow blocks, None in the place of others; `whole()` of them gives all."""
         residuals = self._view.get_control(*args)
         return None if residuals is None else _Residuals(residuals, lambda: self._control.get_control(*args))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._control, name)
 
 
 class _Residuals(dict):

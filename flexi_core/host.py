@@ -15,7 +15,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models_base
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from .cache import PLACES, CachePolicy
 from .control_steps import ShallowControl
@@ -25,6 +25,7 @@ from .demo.model import WEIGHTS as DEMO_WEIGHTS
 from .demo.scenes import parse_caption
 from .errors import FlexiError, ScheduleError
 from .fingerprint import architecture_fingerprint, weights_fingerprint
+from .graphs import keep_outside, outside_graphs
 from .plan import Plan, make_plan, same_grid
 from .report import RunReport
 from .run import Run
@@ -94,8 +95,9 @@ def apply_schedule(
     policy = CachePolicy(cache, limit, comfy.model_management.get_free_memory)
     clone, handle = model.clone(), RunHandle()
     # One schedule per model: a later Apply node takes the earlier one's place.
+    earlier = bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY))
     wrappers = {
-        WrappersMP.OUTER_SAMPLE: _OuterSample(schedule, on_mismatch, policy, handle),
+        WrappersMP.OUTER_SAMPLE: _OuterSample(schedule, on_mismatch, policy, handle, earlier),
         WrappersMP.PREDICT_NOISE: _predict_noise,
         WrappersMP.CALC_COND_BATCH: _calc_cond_batch,
         WrappersMP.APPLY_MODEL: _apply_model,
@@ -117,12 +119,15 @@ class _HostRun:
 class _OuterSample:
     """Makes and drops the run, and hands the sampler the sigmas without the removed steps."""
 
-    def __init__(self, schedule: Schedule, on_mismatch: str, policy: CachePolicy, handle: RunHandle) -> None:
+    def __init__(self, schedule: Schedule, on_mismatch: str, policy: CachePolicy, handle: RunHandle, earlier: bool) -> None:
         self.schedule, self.on_mismatch, self.policy, self.handle = schedule, on_mismatch, policy, handle
+        self.notes = ("The schedule takes the place of an earlier one on this model.",) if earlier else ()
 
     def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        keep_outside()
         guider = executor.class_obj
         plan, notes = self._plan(guider, sampler, sigmas)
+        notes = [*self.notes, *notes]
         began = time.perf_counter()
         if plan is None:
             latent = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -236,19 +241,40 @@ def _with_shallow_control(entry: dict[str, Any], depth: int, views: dict[int, Sh
     return {**entry, "control": views.setdefault(id(control), ShallowControl(control, depth))}
 
 
+@outside_graphs
 def _diffusion_model(executor, *args, **kwargs):
     """Run the calls of a U-Net; a network of another kind is met at `_apply_model`."""
     network = executor.class_obj
     if block_count(network) is None:
         return executor(*args, **kwargs)
 
-    def forward(x, timesteps, context=None, y=None, control=None, transformer_options=None, **others):
-        options = {} if transformer_options is None else transformer_options
-        call = NetworkCall(x, timesteps, context, y, control, options, others)
-        host_run = options.get(KEY)
-        return call.run(executor) if host_run is None else host_run.run.forward(network, call, _sigma(options), executor)
+    call = _network_call(*args, **kwargs)
+    host_run = call.options.get(KEY)
+    if host_run is None:
+        return call.run(executor)
+    return host_run.run.forward(network, call, _sigma(call.options), _NetworkForward(executor))
 
-    return forward(*args, **kwargs)
+
+@outside_graphs
+def _network_call(x, timesteps, context=None, y=None, control=None, transformer_options=None, **others) -> NetworkCall:
+    options = {} if transformer_options is None else transformer_options
+    return NetworkCall(x, timesteps, context, y, control, options, others)
+
+
+class _NetworkForward:
+    """The network's own forward with the wrappers that other packs have put between it and ours."""
+
+    def __init__(self, executor: WrapperExecutor) -> None:
+        self._executor = executor
+
+    @outside_graphs
+    def __call__(self, *args, **kwargs):
+        return self._executor(*args, **kwargs)
+
+    def around(self, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """Return another forward with the same wrappers around it."""
+        executor = self._executor
+        return WrapperExecutor.new_class_executor(forward, executor.class_obj, executor.wrappers, executor.idx + 1).execute
 
 
 def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
@@ -261,6 +287,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     return host_run.run.forward(model, call, _sigma(options), executor)
 
 
+@outside_graphs
 def _sigma(options: dict[str, Any]) -> float:
     return float(options["sigmas"].max())
 

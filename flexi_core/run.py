@@ -18,6 +18,7 @@ from torch import nn
 
 from .cache import CachePolicy, Feature, FeatureCache
 from .extrapolation import DerivativeHistory
+from .graphs import outside_graphs
 from .plan import Plan
 from .schedule import StepKind
 from .transformer_steps import ModelCall, TransformerSteps
@@ -114,6 +115,7 @@ class Run:
             self._history.add(place, (x - denoised) / sigma)
         return denoised
 
+    @outside_graphs
     def forward(
         self, network: nn.Module, call: NetworkCall | ModelCall, sigma: float, forward: Callable[..., torch.Tensor]
     ) -> torch.Tensor:
@@ -138,7 +140,7 @@ class Run:
             if prediction is not None:
                 record.calls[step.depth] += rows
                 return prediction
-            self._fall_back(index, reason or "the network ran other blocks than in the full step")
+            self._fall_back(index, reason or "the network ran other blocks, or blocks of another size, than in the full step")
             call = _with_whole_control(call)
         if self.first_call is None:
             shapes = call.shapes()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .cache import Feature
+from .graphs import outside_graphs
 from .unet_steps import on_meta
 
 BlockKey = tuple[str, int]
@@ -53,7 +54,9 @@ class ModelCall:
     def shapes(self) -> ModelCall:
         """Return the call on the meta device: shapes and types without data, patches or control residuals."""
         x, t, c_concat, c_crossattn, kwargs = on_meta((self.x, self.t, self.c_concat, self.c_crossattn, self.kwargs))
-        options = {"cond_or_uncond": self.options.get("cond_or_uncond", [0])}
+        # Networks distilled to jump from one noise level to another look up the next one.
+        levels = {name: self.options[name] for name in ("sigmas", "sample_sigmas") if name in self.options}
+        options = {"cond_or_uncond": self.options.get("cond_or_uncond", [0]), **levels}
         return ModelCall(x, t, c_concat, c_crossattn, None, options, kwargs)
 
 
@@ -104,9 +107,9 @@ class TransformerSteps:
         self, call: ModelCall, forward: Callable[..., torch.Tensor], depth: int, feature: Feature
     ) -> torch.Tensor | None:
         """Run the first `depth` blocks on a kept feature; None when the network asked for other blocks than before."""
-        reuse = _Reuse(depth, feature, {kind: i for kind, i in self._keys})
+        reuse = _Reuse(depth, feature, self._keys)
         prediction = watched(call, reuse).run(forward)
-        return prediction if reuse.seen == len(self._keys) else None
+        return prediction if reuse.keys == self._keys else None
 
 
 class _Hooks(dict):
@@ -133,28 +136,31 @@ class _Hooks(dict):
 
 
 class _Capture:
-    """Keeps, per kind of block and stream, what the blocks from `depth` on add. A stream that ends has None."""
+    """Keeps what the blocks from `depth` on add, per stretch of one kind and stream. A stream that ends has None."""
 
     def __init__(self, depth: int) -> None:
         self.keys: list[BlockKey] = []
         self.feature: Feature = {}
         self.failed = False
         self._depth = depth
-        self._entries: dict[str, dict[str, torch.Tensor]] = {}
+        self._stretch = 0
+        self._entries: dict[str, torch.Tensor] = {}
 
+    @outside_graphs
     def __call__(self, key: BlockKey, args: dict[str, Any], original: Callable[[dict[str, Any]], Any]) -> Any:
         self.keys.append(key)
         if len(self.keys) <= self._depth:
             return original(args)
-        kind = key[0]
-        if kind not in self._entries:  # blocks write to their streams in place
-            self._entries[kind] = {name: args[name].clone() for name in _STREAMS if isinstance(args.get(name), torch.Tensor)}
-        out, entries = original(args), self._entries[kind]
+        if _opens_stretch(self.keys, self._depth):
+            self._stretch += 1
+            # Clones: blocks write to their streams in place.
+            self._entries = {name: args[name].clone() for name in _STREAMS if isinstance(args.get(name), torch.Tensor)}
+        out = original(args)
         for name, value in streams_of(out).items():
-            if value is not None and (name not in entries or value.shape != entries[name].shape):
+            if value is not None and (name not in self._entries or value.shape != self._entries[name].shape):
                 self.failed = True
                 continue
-            self.feature[kind, name] = None if value is None else value - entries[name]
+            self.feature[self._stretch, name] = None if value is None else value - self._entries[name]
         return out
 
 
@@ -162,26 +168,34 @@ class _Reuse:
     """Skips the blocks from `depth` on.
 
     Host code between blocks (a control net's residuals) runs again and is in the stored residual already; so a stream is put
-    right at the last block of its kind, from what it was at the first skipped one.
+    right at the last block of each stretch of one kind, from what it was at the first skipped one.
     """
 
-    def __init__(self, depth: int, feature: Feature, last: dict[str, int]) -> None:
-        self.seen = 0
-        self._depth, self._feature, self._last = depth, feature, last
-        self._final: dict[str, dict[str, torch.Tensor | None]] = {}
+    def __init__(self, depth: int, feature: Feature, keys: list[BlockKey]) -> None:
+        self.keys: list[BlockKey] = []
+        self._depth, self._feature, self._expected = depth, feature, keys
+        self._stretch = 0
+        self._final: dict[str, torch.Tensor | None] = {}
 
+    @outside_graphs
     def __call__(self, key: BlockKey, args: dict[str, Any], original: Callable[[dict[str, Any]], Any]) -> Any:
-        self.seen += 1
-        if self.seen <= self._depth:
+        self.keys.append(key)
+        seen = len(self.keys)
+        if seen <= self._depth or self.keys != self._expected[:seen]:
             return original(args)
-        kind, number = key
-        if kind not in self._final:
-            own = {name: value for (owner, name), value in self._feature.items() if owner == kind}
-            self._final[kind] = {name: None if value is None else args[name] + value for name, value in own.items()}
-        streams = self._final[kind]
-        if number != self._last.get(kind):
+        if _opens_stretch(self.keys, self._depth):
+            self._stretch += 1
+            own = {name: value for (stretch, name), value in self._feature.items() if stretch == self._stretch}
+            self._final = {name: None if value is None else args[name] + value for name, value in own.items()}
+        streams = self._final
+        if seen < len(self._expected) and self._expected[seen][0] == key[0]:
             streams = {name: args[name] for name in streams}
         return streams["x"] if "x" in streams else dict(streams)
+
+
+def _opens_stretch(keys: list[BlockKey], depth: int) -> bool:
+    """Return whether the last block of those met so far is the first skipped one, or the first of another kind."""
+    return len(keys) == depth + 1 or keys[-1][0] != keys[-2][0]
 
 
 def streams_of(out: Any) -> dict[str, torch.Tensor | None]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from .cache import Feature
+from .graphs import outside_graphs
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class NetworkCall:
 
     method = "_forward"
 
+    @outside_graphs
     def run(self, forward: Callable[..., torch.Tensor]) -> torch.Tensor:
         """Return forward's prediction for these arguments."""
         return forward(self.x, self.timesteps, self.context, self.y, self.control, self.options, **self.kwargs)
@@ -55,9 +58,15 @@ class NetworkCall:
         return NetworkCall(x, timesteps, context, y, None, {"cond_or_uncond": self.options.get("cond_or_uncond", [0])}, kwargs)
 
 
+@outside_graphs
 def on_meta(values: Any) -> Any:
     """Return a nest of values with every tensor on the meta device."""
-    return tree_map_only(torch.Tensor, lambda value: torch.empty_like(value, device="meta"), values)
+    return tree_map_only(torch.Tensor, _meta_like, values)
+
+
+@outside_graphs
+def _meta_like(value: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(value, device="meta")
 
 
 def block_count(network: nn.Module) -> int | None:
@@ -79,19 +88,39 @@ class UNetSteps:
         """Return in words why no partial step of a depth can run; empty when one can."""
         return f"depth {depth} needs more than the network's {self._blocks} blocks" if depth >= self._blocks else ""
 
+    @outside_graphs
     def full(
         self, call: NetworkCall, forward: Callable[..., torch.Tensor], depth: int | None
     ) -> tuple[torch.Tensor, Feature | None]:
         """Run every block; with a depth also return what partial steps of that depth take in, where it can be kept."""
-        usable = depth if depth is not None and not self.why_not(depth) else None
-        prediction, feature = full_pass(self._network, call, forward, usable)
-        return prediction, None if feature is None else {"deep": feature}
+        if depth is None or self.why_not(depth):
+            return call.run(forward), None
+        skips: list[torch.Tensor] = []
 
-    def partial(self, call: NetworkCall, forward: Callable[..., torch.Tensor], depth: int, feature: Feature) -> torch.Tensor:
-        """Run the shallow blocks on a kept feature; wrappers around the network's forward are left out."""
-        return partial_pass(self._network, call, depth, feature["deep"])
+        def note(h: torch.Tensor, skip: torch.Tensor) -> None:
+            skips.append(skip.new_empty((len(skip), 0, *skip.shape[2:])))  # the shape alone: no bytes
+
+        prediction, feature = full_pass(self._network, _watched_entry(call, self._blocks - depth, note), forward, depth)
+        return prediction, None if feature is None else {"deep": feature, "skip": skips[-1]}
+
+    @outside_graphs
+    def partial(
+        self, call: NetworkCall, forward: Callable[..., torch.Tensor], depth: int, feature: Feature
+    ) -> torch.Tensor | None:
+        """Run the shallow blocks on a kept feature; None when patches now give them another size than in the full step."""
+
+        def compare(h: torch.Tensor, skip: torch.Tensor) -> None:
+            if skip.shape[2:] != feature["skip"].shape[2:]:
+                raise _OtherSize
+
+        call = _watched_entry(call, self._blocks - depth, compare)
+        try:
+            return partial_pass(self._network, call, depth, feature["deep"], getattr(forward, "around", None))
+        except _OtherSize:
+            return None
 
 
+@outside_graphs
 def full_pass(
     network: nn.Module, call: NetworkCall, forward: Callable[..., torch.Tensor], depth: int | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -108,19 +137,30 @@ def full_pass(
     """
     if depth is None:
         return call.run(forward), None
-    entry = ("output", block_count(network) - depth)
     kept: list[torch.Tensor] = []
 
-    def keep(h: torch.Tensor, skip: torch.Tensor, options: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        if options.get("block") == entry:
-            kept.append(h.clone())  # patches after this one may write to h in place
-        return h, skip
+    def keep(h: torch.Tensor, skip: torch.Tensor) -> None:
+        kept.append(h.clone())  # patches after this one may write to h in place
 
-    return _with_output_patch(call, keep).run(forward), kept[-1] if kept else None
+    return _watched_entry(call, block_count(network) - depth, keep).run(forward), kept[-1] if kept else None
 
 
-def partial_pass(network: nn.Module, call: NetworkCall, depth: int, feature: torch.Tensor) -> torch.Tensor:
+@outside_graphs
+def partial_pass(
+    network: nn.Module,
+    call: NetworkCall,
+    depth: int,
+    feature: torch.Tensor,
+    around: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]] | None = None,
+) -> torch.Tensor:
     """Run the `depth` shallowest input and output blocks on a kept deep feature [B, ...].
+
+    Args:
+        network: the U-Net.
+        call: its arguments.
+        depth: less than the network's block count.
+        feature: that a full pass kept.
+        around: puts around the shallow network's forward what the host has around the whole one's.
 
     Returns:
         prediction [B, C, H, W]; at the input at which the feature was kept, the full prediction bit for bit.
@@ -136,7 +176,8 @@ def partial_pass(network: nn.Module, call: NetworkCall, depth: int, feature: tor
     }
     options = _ShiftedOptions(call.options, n - depth, sum(map(_transformers, skipped)))
     call = replace(call, options=options, control=_shallow_control(call.control, n - depth))
-    return call.run(lambda *args, **kwargs: type(network)._forward(view, *args, **kwargs))
+    forward = partial(type(network)._forward, view)
+    return call.run(forward if around is None else around(forward))
 
 
 def watched_features(call: NetworkCall, network: nn.Module, sizes: dict[int, float]) -> NetworkCall:
@@ -157,9 +198,25 @@ def _with_output_patch(call: NetworkCall, patch: Callable[..., tuple[torch.Tenso
     return replace(call, options={**call.options, "patches": patches})
 
 
+def _watched_entry(call: NetworkCall, number: int, watch: Callable[[torch.Tensor, torch.Tensor], None]) -> NetworkCall:
+    """Return a call that shows what enters an output block, the feature and the skip, before patches change them."""
+
+    def patch(h: torch.Tensor, skip: torch.Tensor, options: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        if options.get("block") == ("output", number):
+            watch(h, skip)
+        return h, skip
+
+    return _with_output_patch(call, patch)
+
+
+class _OtherSize(Exception):
+    """The kept feature belongs to blocks of another size; ends a partial pass."""
+
+
 class _Stored(nn.Module):
     """Stands for the deep blocks: returns the feature that they made."""
 
+    @outside_graphs
     def __init__(self, feature: torch.Tensor) -> None:
         super().__init__()
         self.feature = feature
@@ -174,6 +231,7 @@ class _ShiftedOptions(dict):
     Patches address blocks by number; `transformer_index` counts transformers from the input on.
     """
 
+    @outside_graphs
     def __init__(self, options: dict[str, Any], output_offset: int, transformers: int) -> None:
         super().__init__(options)
         self._offset, self._transformers = output_offset, transformers
@@ -186,10 +244,12 @@ class _ShiftedOptions(dict):
         super().__setitem__(key, value)
 
 
+@outside_graphs
 def _transformers(block: nn.Module) -> int:
     return sum(hasattr(layer, "transformer_blocks") for layer in block)
 
 
+@outside_graphs
 def _shallow_control(control: dict[str, list] | None, skipped_outputs: int) -> dict[str, list] | None:
     """Leave the residuals of the blocks that run: the network pops "output" from the end, deepest block first."""
     if control is None:

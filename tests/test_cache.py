@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from flexi_core import Schedule
+from flexi_core.cache import CachePolicy
 from flexi_core.plan import make_plan
 from flexi_core.run import FULL_DEPTH, Run
 from flexi_core.unet_steps import NetworkCall, full_pass, partial_pass
@@ -12,10 +13,10 @@ from flexi_core.unet_steps import NetworkCall, full_pass, partial_pass
 MISS = "no deep feature kept for this conditioning, shape and segment"
 
 
-def start(text: str) -> Run:
+def start(text: str, **options: object) -> Run:
     """Return a run whose step i has the noise level n - i."""
     schedule = Schedule.parse(text)
-    return Run(make_plan(schedule, [float(len(schedule) - i) for i in range(len(schedule) + 1)]))
+    return Run(make_plan(schedule, [float(len(schedule) - i) for i in range(len(schedule) + 1)]), **options)
 
 
 def ask(run: Run, unet: nn.Module, call: NetworkCall, step: int) -> torch.Tensor:
@@ -34,7 +35,7 @@ def test_a_partial_step_reuses_its_segments_feature(unet, make_call):
     assert not torch.equal(ask(run, unet, make_call(seed=1), 1), full(unet, make_call(seed=1)))
     assert [dict(record.calls) for record in run.records] == [{FULL_DEPTH: 4}, {2: 8}]
     assert not any(record.fallbacks for record in run.records)
-    assert run.cache_bytes > 0
+    assert run.cache.most_bytes > 0
 
 
 def test_cond_and_uncond_never_share_a_cache_entry(unet, make_call):
@@ -60,8 +61,7 @@ def test_one_uuid_for_cond_and_uncond_still_makes_two_entries(unet, make_call):
 def test_one_prompt_twice_in_a_call_makes_two_entries(unet, make_call):
     run = start("FP@2")
     ask(run, unet, make_call(slots=(0, 0), uuids=("same", "same")), 0)
-    entries = [entry.feature for entry in run._cache.values()]
-    assert len(entries) == 2
+    assert len(run.cache) == 2
     ask(run, unet, make_call(slots=(0, 0), uuids=("same", "same")), 1)
     assert not run.records[1].fallbacks
 
@@ -166,7 +166,9 @@ def test_an_unknown_network_runs_in_full_with_the_reason(make_call):
     run, network = start("FP@2"), NoUNet()
     for step in (0, 1):
         assert torch.equal(ask(run, network, make_call(), step), make_call().x * 2)
-    assert run.records[1].fallbacks == {"NoUNet has no U-Net blocks to run partially": 1}
+    assert run.records[1].fallbacks == {
+        "NoUNet has no blocks that can be skipped: neither a U-Net's nor hooks for a transformer's": 1
+    }
     assert run.records[1].calls == {FULL_DEPTH: 4}
 
 
@@ -190,7 +192,7 @@ def test_a_schedule_without_partial_steps_keeps_nothing(unet, make_call):
     run = start("FX|FNN|F")
     for step in (0, 2, 5):
         assert torch.equal(ask(run, unet, make_call(), step), full(unet, make_call()))
-    assert run.cache_bytes == 0
+    assert run.cache.most_bytes == 0
 
 
 def test_partial_steps_do_not_pile_up_features(unet, make_call):
@@ -198,8 +200,8 @@ def test_partial_steps_do_not_pile_up_features(unet, make_call):
     held = []
     for step in range(12):
         ask(run, unet, make_call(seed=step), step)
-        held.append(sum(entry.feature.nbytes for entry in run._cache.values()))
-    assert set(held) == {run.cache_bytes}
+        held.append(run.cache.held_bytes)
+    assert set(held) == {run.cache.most_bytes}
 
 
 def test_the_feature_is_that_of_the_last_full_step(unet, make_call):
@@ -231,3 +233,32 @@ def test_a_call_that_does_not_say_whose_rows_it_has_is_full_with_a_reason(unet, 
     for step in (0, 1):
         assert torch.equal(ask(run, unet, call, step), full(unet, call))
     assert run.records[1].fallbacks == {"the call does not say which rows belong to which conditioning": 1}
+
+
+def test_a_feature_that_does_not_fit_the_limit_is_not_kept_and_its_partial_steps_say_so(unet, make_call):
+    run = start("FP@2", policy=CachePolicy(limit_bytes=1000))
+    for step in (0, 1):
+        assert torch.equal(ask(run, unet, make_call(seed=step), step), full(unet, make_call(seed=step)))
+    assert run.cache.held_bytes == 0
+    (reason,) = run.records[1].fallbacks
+    assert "does not fit into the cache limit of 0 MiB" in reason
+
+
+def test_the_limit_holds_for_all_features_together(unet, make_call):
+    whole = start("FP@2")
+    ask(whole, unet, make_call(slots=(1, 0)), 0)
+    run = start("FP@2", policy=CachePolicy(limit_bytes=0.75 * whole.cache.most_bytes))
+    for slot in (1, 0):  # in two calls: the first one's fits, the second's does not
+        ask(run, unet, make_call(slots=(slot,)), 0)
+    assert len(run.cache) == 1 and run.cache.held_bytes == whole.cache.most_bytes / 2
+    assert [ask(run, unet, make_call(slots=(slot,)), 1) is not None for slot in (1, 0)]
+    assert run.records[1].calls == {2: 2, FULL_DEPTH: 2}
+
+
+def test_the_devices_memory_is_left_alone_where_a_feature_would_fill_it(unet, make_call):
+    asked = []
+    policy = CachePolicy(free_bytes=lambda device: asked.append(device) or 0.0)
+    run = start("FP@2", policy=policy)
+    assert torch.equal(ask(run, unet, make_call(), 0), full(unet, make_call()))
+    assert torch.equal(ask(run, unet, make_call(), 1), full(unet, make_call()))
+    assert asked == [torch.device("cpu")]

@@ -6,10 +6,12 @@ that one reason, and so that collecting them does not make this pack's own entry
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import importlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -36,6 +38,17 @@ def find_checkout() -> Path | None:
     asked = os.environ.get("COMFYUI_PATH")
     candidates = [Path(asked)] if asked else [Path.home() / "comfy" / "ComfyUI", PACK.parents[1]]
     return next((path.resolve() for path in candidates if (path / "comfy" / "samplers.py").is_file()), None)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give `sampler_name` and `scheduler_name` every name of the host, read from its source: collecting imports nothing."""
+    found = find_checkout()
+    source = (found / "comfy" / "samplers.py").read_text(encoding="utf-8") if found else ""
+    if "sampler_name" in metafunc.fixturenames:
+        lists = re.findall(r"^K?SAMPLER_NAMES = (?:KSAMPLER_NAMES \+ )?(\[.*?\])", source, re.MULTILINE | re.DOTALL)
+        metafunc.parametrize("sampler_name", [name for text in lists for name in ast.literal_eval(text)] or ["euler"])
+    if "scheduler_name" in metafunc.fixturenames:
+        metafunc.parametrize("scheduler_name", re.findall(r'"(\w+)": SchedulerHandler\(', source) or ["normal"])
 
 
 def imports_torchvision() -> bool:
@@ -95,6 +108,12 @@ class MatrixTable:
         temporary = Path(f"{self._path}.new")
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         temporary.replace(self._path)
+
+
+def require_v3_nodes() -> None:
+    """Skip where the host is older than the nodes' interface; sampling with the adapter is tested all the same."""
+    if not (find_checkout() / "comfy_api" / "latest").is_dir():
+        pytest.skip("this host has no comfy_api.latest: the nodes need ComfyUI 0.3.48 or newer")
 
 
 class Host:
@@ -203,6 +222,7 @@ def _kinds(report: Any) -> str:
 @pytest.fixture(scope="session")
 def pack(host: Host) -> ModuleType:
     """The pack as the host imports it: by its own loader, from custom_nodes, under a path-like name."""
+    require_v3_nodes()
     link = host.base / "custom_nodes" / "flexiffusion"
     link.parent.mkdir()
     link.symlink_to(PACK, target_is_directory=True)
@@ -284,6 +304,7 @@ class Server:
 @pytest.fixture(scope="session")
 def server(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real server on a free port, with a base directory of its own: nothing is written into the checkout."""
+    require_v3_nodes()
     base = tmp_path_factory.mktemp("server")
     for name in ("custom_nodes", "models/flexi_schedules", "input", "output", "user", "temp"):
         (base / name).mkdir(parents=True)
@@ -320,3 +341,92 @@ def server(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             process.kill()
             process.wait()
         shutil.rmtree(base / "temp", ignore_errors=True)
+
+
+# Smallest networks in which everything of the layout occurs: 6 input blocks on two levels, transformers on the first or second.
+_UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "context_dim": 32,
+    "channel_mult": [1, 2],
+    "num_res_blocks": [2, 2],
+    "transformer_depth_middle": 1,
+    "use_spatial_transformer": True,
+    "use_temporal_attention": False,
+    "legacy": False,
+    "dtype": torch.float32,
+}
+_SD15 = {
+    **_UNET,
+    "model_channels": 32,
+    "transformer_depth": [1, 1, 1, 1],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1],
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+}
+_SDXL = {
+    **_UNET,
+    "model_channels": 64,
+    "transformer_depth": [0, 0, 1, 1],
+    "transformer_depth_output": [0, 0, 0, 1, 1, 1],
+    "use_linear_in_transformer": True,
+    "num_classes": "sequential",
+    "adm_in_channels": 2816,
+}
+
+
+@pytest.fixture(scope="session")
+def generated(host: Host) -> Any:
+    """A function of (network, seed) that fills a network of the host with random weights, scaled to keep what goes through."""
+
+    def fill(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+        rng = torch.Generator().manual_seed(seed)
+        for name, value in network.named_parameters():
+            drawn = torch.randn(value.shape, generator=rng)
+            if value.ndim > 1:
+                value.data.copy_(drawn * value[0].numel() ** -0.5)
+            else:
+                value.data.copy_(drawn * 0.1 + name.endswith("weight"))
+        return network.eval()
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def typed_model(host: Host, generated: Any) -> Any:
+    """A function of (class in comfy.supported_models, unet_config, settings) that returns a generated model of that type."""
+
+    def make(name: str, unet_config: dict[str, Any], **settings: Any) -> Any:
+        config = getattr(importlib.import_module("comfy.supported_models"), name)(unet_config)
+        for setting, value in settings.items():
+            setattr(config, setting, value)
+        cpu = torch.device("cpu")
+        inner = config.get_model({}, device=cpu)
+        generated(inner.diffusion_model)
+        return host.comfy.model_patcher.ModelPatcher(inner.eval(), load_device=cpu, offload_device=cpu)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sd15_model(typed_model: Any) -> Any:
+    """A U-Net of 6 input blocks with generated weights that the host takes for Stable Diffusion 1.5; see `prompt`."""
+    return typed_model("SD15", _SD15)
+
+
+@pytest.fixture(scope="session")
+def sdxl_model(typed_model: Any) -> Any:
+    """A U-Net of 6 input blocks with generated weights that the host takes for SDXL, pooled text included; see `prompt`."""
+    return typed_model("SDXL", _SDXL)
+
+
+@pytest.fixture(scope="session")
+def prompt() -> Any:
+    """A function of (seed, tokens) that returns a CONDITIONING for `sd15_model` and `sdxl_model`."""
+
+    def make(seed: int, tokens: int = 8) -> list:
+        rng = torch.Generator().manual_seed(seed)
+        return [[torch.randn(1, tokens, 32, generator=rng), {"pooled_output": torch.randn(1, 1280, generator=rng)}]]
+
+    return make
