@@ -1,6 +1,6 @@
 """The README's tables on the embedded model: searched schedules, the paper's space, and what a user would otherwise run.
 
-    python benchmarks/embedded.py                  # every table, about 35 minutes on two cores
+    python benchmarks/embedded.py                  # every table, about an hour on two cores
     python benchmarks/embedded.py --only euler-5x  # one of them
 
 Every row is judged on samples that no search has seen. Tables are written as CSV and Markdown, with pictures, to
@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flexi_core import save_schedule
+from flexi_core import FlexiError, save_schedule
 from flexi_core.files import replace_file
 from search_tools.embedded import EmbeddedBackend
 from search_tools.fitness import Fitness, stages_to
@@ -42,8 +42,8 @@ _err = Console(stderr=True)
 
 def main(
     only: Annotated[str | None, typer.Option(help=f"One table: {', '.join(TABLES)}.")] = None,
-    evaluations: Annotated[int, typer.Option(help="Candidates of each search.")] = 150,
-    search_samples: Annotated[int, typer.Option(help="To search with.")] = 128,
+    minutes: Annotated[float, typer.Option(help="Evaluation time of each search.")] = 8.0,
+    search_samples: Annotated[int, typer.Option(help="To search with.")] = 64,
     samples: Annotated[int, typer.Option(help="To judge on.")] = 128,
     seed: Annotated[int, typer.Option(help="Of the searches.")] = 0,
 ) -> None:
@@ -53,10 +53,10 @@ def main(
     RESULTS.mkdir(exist_ok=True)
     BUNDLED.mkdir(exist_ok=True)
     for name in [only] if only else TABLES:
-        make_table(name, evaluations, search_samples, samples, seed)
+        make_table(name, minutes, search_samples, samples, seed)
 
 
-def make_table(name: str, evaluations: int, search_samples: int, samples: int, seed: int) -> None:
+def make_table(name: str, minutes: float, search_samples: int, samples: int, seed: int) -> None:
     """Make one table of `TABLES`."""
     settings, speedup = TABLES[name]
     backend = EmbeddedBackend(settings)
@@ -71,7 +71,7 @@ def make_table(name: str, evaluations: int, search_samples: int, samples: int, s
         def say(state: SearchState, label: str = label) -> None:
             _err.print(f"{name}: {label}: {state.finished} candidates, {state.seconds_left:.0f} s left")
 
-        result = run_search(study, space, fitness, seed=seed, evaluations=evaluations, on_progress=say)
+        result = run_search(study, space, fitness, seed=seed, minutes=minutes, on_progress=say)
         if result.interrupted:
             raise typer.Exit(130)
         found[label], studies[label] = result.best.schedule, study
@@ -121,4 +121,7 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except FlexiError as error:
+        raise SystemExit(str(error)) from error

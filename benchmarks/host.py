@@ -33,12 +33,12 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 5,
     batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 4,
 ) -> None:
-    """Time a schedule file in the host."""
+    """Time a schedule file in the host, loaded by Flexi Load Schedule where the server has it."""
     chosen = load_schedule(schedule)
     teacher = chosen.info.get("teacher", {})
     settings = {"sampler_name": teacher.get("sampler", "euler"), "scheduler": teacher.get("scheduler", "normal")}
     settings |= {"steps": len(chosen), "cfg": float(teacher.get("cfg", 3.0)), "denoise": 1.0}
-    rows = {"all full": all_full(len(chosen)), schedule.name: chosen}
+    rows = {"all full": _text_node(all_full(len(chosen))), schedule.name: _file_node(server, schedule, chosen)}
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     macs: dict[str, float] = {}
     for repeat in range(repeats + 1):
@@ -55,21 +55,45 @@ def main(
     print(f"time / MACs ratio {full / fast / macs[schedule.name]:.2f}")
 
 
-def _graph(schedule: Schedule, settings: dict, batch: int, seed: int) -> dict:
-    def node(kind: str, **inputs: object) -> dict:
-        return {"class_type": kind, "inputs": inputs}
+def _node(kind: str, **inputs: object) -> dict:
+    return {"class_type": kind, "inputs": inputs}
 
+
+def _text_node(schedule: Schedule) -> dict:
+    return _node("FlexiSchedule", text=str(schedule))
+
+
+def _file_node(server: str, path: Path, schedule: Schedule) -> dict:
+    """Return the node that loads a schedule file, where the server has it, else one with its text."""
+    inputs = _get(f"{server}/object_info/FlexiLoadSchedule")["FlexiLoadSchedule"]["input"]["required"]["file"]
+    offered = json.dumps(inputs)
+    for name in (path.name, f"{path.name} (bundled)"):
+        if json.dumps(name) in offered:
+            return _node("FlexiLoadSchedule", file=name)
+    print(f"{path.name} is not in the server's models/flexi_schedules; its text is sent")
+    return _text_node(schedule)
+
+
+def _graph(schedule: dict, settings: dict, batch: int, seed: int) -> dict:
     sampler = {"model": ["apply", 0], "positive": ["positive", 0], "negative": ["negative", 0], "latent_image": ["latent", 0]}
     return {
-        "model": node("FlexiDemoModel"),
-        "schedule": node("FlexiSchedule", text=str(schedule)),
-        "apply": node("FlexiApply", model=["model", 0], schedule=["schedule", 0], on_mismatch="map"),
-        "positive": node("FlexiDemoPrompt", caption=CAPTION),
-        "negative": node("FlexiDemoPrompt", caption=""),
-        "latent": node("EmptyChromaRadianceLatentImage", width=32, height=32, batch_size=batch),
-        "sampler": node("KSampler", **sampler, **settings, seed=seed),
-        "report": node("FlexiReport", run=["apply", 1], latent=["sampler", 0]),
+        "model": _node("FlexiDemoModel"),
+        "schedule": schedule,
+        "apply": _node("FlexiApply", model=["model", 0], schedule=["schedule", 0], on_mismatch="map"),
+        "positive": _node("FlexiDemoPrompt", caption=CAPTION),
+        "negative": _node("FlexiDemoPrompt", caption=""),
+        "latent": _node("EmptyChromaRadianceLatentImage", width=32, height=32, batch_size=batch),
+        "sampler": _node("KSampler", **sampler, **settings, seed=seed),
+        "report": _node("FlexiReport", run=["apply", 1], latent=["sampler", 0]),
     }
+
+
+def _get(url: str) -> dict:
+    try:
+        with urllib.request.urlopen(url) as answer:
+            return json.load(answer)
+    except (urllib.error.URLError, ConnectionError) as error:
+        raise FlexiError(f"{url} does not answer ({error}); start ComfyUI with this pack in custom_nodes") from error
 
 
 def _run(server: str, graph: dict) -> str:
@@ -78,20 +102,17 @@ def _run(server: str, graph: dict) -> str:
     try:
         with urllib.request.urlopen(request) as answer:
             prompt = json.load(answer)["prompt_id"]
-        while True:
-            with urllib.request.urlopen(f"{server}/history/{prompt}") as answer:
-                history = json.load(answer).get(prompt)
-            if history:
-                break
-            time.sleep(0.1)
     except urllib.error.HTTPError as error:
         raise FlexiError(f"{server} refused the graph: {error.read().decode()[:500]}") from error
-    except urllib.error.URLError as error:
-        raise FlexiError(f"{server} does not answer ({error.reason}); start ComfyUI with this pack in custom_nodes") from error
+    while not (history := _get(f"{server}/history/{prompt}").get(prompt)):
+        time.sleep(0.1)
     if history["status"]["status_str"] != "success":
         raise FlexiError(f"the graph failed: {history['status']['messages'][-1]}")
     return history["outputs"]["report"]["text"][0]
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except FlexiError as error:
+        raise SystemExit(str(error)) from error

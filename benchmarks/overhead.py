@@ -228,7 +228,8 @@ class Bench:
                 full, fast = self._run(f"{len(schedule)}*(F)")[0], self._run(text)[0]
                 ratios.append(full / fast)
             predicted, measured = predicted_speedup(schedule, self._cost), statistics.median(ratios)
-            lines.append(f"| `{text}` | {predicted:.2f}x | {measured:.2f}x | {measured / predicted:.3f} |")
+            cell = text.replace("|", "\\|")  # a table's own mark
+            lines.append(f"| `{cell}` | {predicted:.2f}x | {measured:.2f}x | {measured / predicted:.3f} |")
         return lines
 
     def _run(self, text: str) -> tuple[float, Any]:
@@ -258,4 +259,7 @@ def device_name(device: str) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except FlexiError as error:
+        raise SystemExit(str(error)) from error

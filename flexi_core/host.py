@@ -98,7 +98,7 @@ def apply_schedule(
     earlier = bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY))
     wrappers = {
         WrappersMP.OUTER_SAMPLE: _OuterSample(schedule, on_mismatch, policy, handle, earlier),
-        WrappersMP.PREDICT_NOISE: _predict_noise,
+        **_ASKED_AT,
         WrappersMP.CALC_COND_BATCH: _calc_cond_batch,
         WrappersMP.APPLY_MODEL: _apply_model,
         WrappersMP.DIFFUSION_MODEL: _diffusion_model,
@@ -224,6 +224,34 @@ def _predict_noise(executor, x, timestep, model_options=None, seed=None):
     )
 
 
+class _Guider:
+    """Stands for a guider of the host before a sampler: its questions go through `_predict_noise`, all else to the guider."""
+
+    def __init__(self, guider: Any) -> None:
+        self.__dict__["_guider"] = guider
+
+    def __call__(self, x, timestep, model_options=None, seed=None):
+        return _predict_noise(self._guider, x, timestep, model_options, seed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._guider, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._guider, name, value)
+
+
+def _sampler_sample(executor, guider, *args, **kwargs):
+    return executor(_Guider(guider), *args, **kwargs)
+
+
+# ComfyUI before 0.3.52 has no hook around the guider's answer: there the sampler gets a stand-in for the guider.
+_ASKED_AT = (
+    {WrappersMP.PREDICT_NOISE: _predict_noise}
+    if hasattr(WrappersMP, "PREDICT_NOISE")
+    else {WrappersMP.SAMPLER_SAMPLE: _sampler_sample}
+)
+
+
 def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     """Let control nets run the blocks alone whose residuals a partial step takes in."""
     host_run = model_options.get("transformer_options", {}).get(KEY)
@@ -313,12 +341,20 @@ def _synchronizer(device: torch.device) -> Callable[[], None] | None:
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None
 
 
+class _Pixels(comfy.latent_formats.LatentFormat):
+    """Pixels as latents: three channels of the picture's own size, as they are."""
+
+    latent_channels = 3
+    spacial_downscale_ratio = 1  # the host's spelling
+    latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+
+
 class _DemoConfig(comfy.supported_models_base.BASE):
     """The host's description of the embedded model: pixels as latents, eps prediction, no text encoder."""
 
     unet_config: dict[str, Any] = {}
     unet_extra_config: dict[str, Any] = {}  # the host's own would overwrite num_head_channels
-    latent_format = comfy.latent_formats.ChromaRadiance
+    latent_format = _Pixels
     memory_usage_factor = 1.0
     sampling_settings = {"beta_schedule": "linear", "linear_start": 0.00085, "linear_end": 0.012}
 

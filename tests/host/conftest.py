@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import functools
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -38,6 +40,13 @@ def find_checkout() -> Path | None:
     asked = os.environ.get("COMFYUI_PATH")
     candidates = [Path(asked)] if asked else [Path.home() / "comfy" / "ComfyUI", PACK.parents[1]]
     return next((path.resolve() for path in candidates if (path / "comfy" / "samplers.py").is_file()), None)
+
+
+def host_version() -> str:
+    """Return the host's name and the version that its checkout states."""
+    file = (find_checkout() or Path()) / "comfyui_version.py"
+    stated = re.search(r'__version__ = "(.+)"', file.read_text(encoding="utf-8")) if file.is_file() else None
+    return f"ComfyUI {stated[1]}" if stated else "ComfyUI"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -85,6 +94,9 @@ class MatrixTable:
         key = self._keys.get(report.nodeid)
         if key is None or (report.when != "call" and report.passed):
             return
+        if report.skipped:
+            self._does.setdefault(key, str(report.longrepr[-1]).removeprefix("Skipped: "))
+            return
         self._rows[key].append(report.passed)
         self._does[key] = dict(report.user_properties).get("does", self._does.get(key, ""))
 
@@ -94,9 +106,9 @@ class MatrixTable:
         lines = [
             "# What was tested in the host",
             "",
-            "Made by `pytest tests/host --matrix docs/compatibility.md`. In every row a schedule of full steps gives the",
-            "latent of plain sampling bit for bit; a mixed one gives a finite latent with the steps that the row names, and",
-            "the same latent again.",
+            f"{host_version()}, tested by `pytest tests/host --matrix docs/compatibility.md`.",
+            "In every row a schedule of full steps gives the latent of plain sampling bit for bit; a mixed one gives a finite",
+            "latent with the steps that the row names, and the same latent again.",
         ]
         group = None
         for key, results in self._rows.items():
@@ -127,6 +139,9 @@ class Host:
         args = importlib.import_module("comfy.cli_args").args
         args.cpu = args.use_pytorch_cross_attention = True  # both are read when comfy.model_management is imported
         args.base_directory = str(base)  # and this one with folder_paths
+        if importlib.util.find_spec("comfy_compatibility"):  # the installable ComfyUI, which keeps modules elsewhere, has this
+            importlib.import_module("comfy.nodes.base_nodes")  # first: its modules import one another in a circle
+            importlib.import_module("comfy_compatibility.vanilla").prepare_vanilla_environment()
         self.comfy = importlib.import_module("comfy")
         for name in ("sample", "samplers", "model_management", "model_base", "model_patcher", "model_sampling"):
             importlib.import_module(f"comfy.{name}")
@@ -173,8 +188,46 @@ def host(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
 
 
 @pytest.fixture(scope="session")
+def extra(host: Host, checkout: Path) -> Any:
+    """A function of (module of comfy_extras, name) that returns a node as a function of its values and of its outputs.
+
+    A test is skipped where the host has no such node; which of the host's two interfaces the node has makes no difference.
+    """
+
+    def find(module: str, name: str) -> Any:
+        paths = (path.relative_to(checkout).with_suffix("") for path in (checkout / "comfy_extras").rglob(f"nodes_{module}.py"))
+        found = (importlib.import_module(".".join(path.parts)) for path in paths)
+        cls = next((getattr(module, name) for module in found if hasattr(module, name)), None)
+        if cls is None:
+            pytest.skip(f"this host has no node {name}")
+        if "INPUT_TYPES" in vars(cls):
+            return getattr(cls(), cls.FUNCTION)
+
+        @functools.wraps(cls.execute)
+        def outputs(*values: Any, **named: Any) -> tuple:
+            out = cls.execute(*values, **named)
+            return getattr(out, "args", out)
+
+        return outputs
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def demo_model(host: Host) -> Any:
     return host.adapter.load_demo_model()
+
+
+@pytest.fixture(scope="session")
+def repatched(host: Host) -> None:
+    """Skip where the host, without this pack, leaves a loaded model's weights as they are when another clone of it samples."""
+    model = host.adapter.load_demo_model()
+    name = "diffusion_model.output_blocks.5.0.in_layers.2.weight"
+    lora = model.clone()
+    lora.add_patches({name: ("diff", (torch.ones_like(model.model.state_dict()[name]) * 0.05,))})
+    before, patched, after = (host.sample(each, steps=1) for each in (model, lora, model))
+    if torch.equal(before, patched) or not torch.equal(before, after):
+        pytest.skip("plain sampling in this host does not change and restore the weights of a loaded model")
 
 
 @pytest.fixture(scope="session")

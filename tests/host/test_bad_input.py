@@ -91,7 +91,7 @@ def test_ten_thousand_steps_are_mapped_to_a_short_run(host, demo_model, apply, r
 
 
 @pytest.mark.matrix("Memory", "a cache limit that a feature does not fit")
-def test_cache_limit_turns_partial_steps_full_and_says_so(host, demo_model, apply):
+def test_cache_limit_turns_partial_steps_full_and_says_so(host, demo_model, apply, record_property):
     schedule = Schedule.parse("2*(F)|FPPP@3|FX")
     bounded, handle = host.adapter.apply_schedule(demo_model, schedule, "map", "auto", 0.01)
     unbounded, other = host.adapter.apply_schedule(demo_model, schedule)
@@ -102,26 +102,29 @@ def test_cache_limit_turns_partial_steps_full_and_says_so(host, demo_model, appl
     assert "does not fit into the cache limit of 0 MiB" in str(handle.report)
     assert not torch.equal(host.sample(unbounded), latent)
     assert other.report.letters == schedule.letters
+    record_property("does", "the partial steps run in full, with the reason")
 
 
 @pytest.mark.matrix("Memory", "the cache in RAM")
-def test_cache_in_ram_gives_the_same_latent(host, demo_model):
+def test_cache_in_ram_gives_the_same_latent(host, demo_model, record_property):
     schedule = Schedule.parse("2*(F)|FPPP@3|FX")
     latents = [host.sample(host.adapter.apply_schedule(demo_model, schedule, "map", place)[0]) for place in ("gpu", "ram")]
     assert torch.equal(*latents)
+    record_property("does", "the same latent")
 
 
 @pytest.mark.matrix("Memory", "the cache's size")
 @pytest.mark.parametrize("depth", [1, 3, 5])
-def test_cache_bytes_are_those_predicted(host, demo_model, apply, depth):
+def test_cache_bytes_are_those_predicted(host, demo_model, apply, depth, record_property):
     model, handle = apply(demo_model, f"2*(F)|FPPP@{depth}|FX")
     host.sample(model, noise=host.noise(batch=3))
     assert handle.report.cache_mib == handle.report.predicted_cache_mib > 0
+    record_property("does", "predicted to the byte, and reported")
 
 
 @pytest.mark.matrix("Memory", "after a run, and after one that failed")
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_of_the_cache_is_left(host, demo_model, apply, fails, monkeypatch):
+def test_nothing_of_the_cache_is_left(host, demo_model, apply, fails, monkeypatch, record_property):
     from flexi_core.cache import FeatureCache
 
     kept = []
@@ -148,6 +151,7 @@ def test_nothing_of_the_cache_is_left(host, demo_model, apply, fails, monkeypatc
     kept.clear()
     gc.collect()
     assert not any(reference() is not None for reference in references)
+    record_property("does", "nothing of the cache is left")
 
 
 @pytest.mark.matrix("Memory", "200 runs with changing sizes")

@@ -92,7 +92,7 @@ def test_partial_step_leaves_the_network_as_it_was(network, call):
     assert blocks == [list(part) for part in (network.input_blocks, network.output_blocks)]
 
 
-def test_lora_on_the_shallow_blocks_reaches_partial_steps(host, demo_model, apply):
+def test_lora_on_the_shallow_blocks_reaches_partial_steps(host, demo_model, apply, repatched):
     name = "diffusion_model.output_blocks.5.0.in_layers.2.weight"
     weight = demo_model.model.state_dict()[name]
     changed = demo_model.clone()

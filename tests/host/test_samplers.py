@@ -17,7 +17,8 @@ def test_sampler_keeps_the_laws(host, demo_model, cell, sampler_name):
         return
     # These read the unguided prediction, which an extrapolated step does not have.
     computes = "cfg_pp" in sampler_name
-    report = cell(demo_model, sample, MIXED, ran="FFFPFFPN" if computes else None)
+    does = "extrapolated steps are computed: the sampler reads the unguided prediction" if computes else None
+    report = cell(demo_model, sample, MIXED, ran="FFFPFFPN" if computes else None, does=does)
     assert all(step.network_calls == 0 for step in report.steps if step.ran.is_null)
     assert ("unguided prediction" in str(report)) is computes
 

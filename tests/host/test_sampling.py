@@ -136,6 +136,29 @@ def test_sampler_that_reads_the_unguided_prediction_computes_its_extrapolated_st
     assert "the sampler reads the unguided prediction" in str(handle.report)
 
 
+def test_sampler_reads_and_sets_what_the_guider_has(host, demo_model, apply):
+    euler = host.comfy.samplers.sampler_object("euler").sampler_function
+
+    def two_scales(denoiser, x, sigmas, **options):
+        guider = denoiser.inner_model
+        x = euler(denoiser, x, sigmas[:4], **options)
+        guider.cfg = guider.cfg / 2
+        return euler(denoiser, x, sigmas[3:], **options)
+
+    def sample(model):
+        sampler = host.comfy.samplers.KSAMPLER(two_scales)
+        prompts, noise = (host.positive, host.negative), host.noise()
+        sigmas = host.sigmas(model, "normal", 8)
+        return host.comfy.sample.sample_custom(
+            model, noise, 3.0, sampler, sigmas, *prompts, torch.zeros_like(noise), disable_pbar=True
+        )
+
+    model, handle = apply(demo_model, "8*(F)")
+    assert torch.equal(sample(model), sample(demo_model))
+    assert not torch.equal(sample(model), host.sample(model)), "the sampler's own scale changes nothing"
+    assert handle.report.letters == "F" * 8
+
+
 def test_dpm_adaptive_stands_down_with_a_sentence(host, demo_model, apply):
     model, handle = apply(demo_model, "4*(FX)")
     patched, plain = (host.sample(m, "dpm_adaptive", steps=4, cfg=1.0, noise=host.noise(1)) for m in (model, demo_model))
@@ -222,24 +245,29 @@ def test_unknown_way_to_meet_a_mismatch_is_refused(demo_model, apply):
         apply(demo_model, "F", "resample")
 
 
-def test_interrupted_run_leaves_nothing_to_the_next(host, demo_model, apply):
+@pytest.mark.matrix("Runs", "interrupted in the middle, then run again")
+def test_interrupted_run_leaves_nothing_to_the_next(host, demo_model, apply, record_property):
     model, handle = apply(demo_model, MIXED)
     expected = host.sample(model)
     report = handle.report
 
     def stop_at_four(step, *_):
         if step == 4:
-            raise host.comfy.model_management.InterruptProcessingException
+            host.comfy.model_management.interrupt_current_processing()
+            host.comfy.model_management.throw_exception_if_processing_interrupted()
 
-    with pytest.raises(host.comfy.model_management.InterruptProcessingException):
+    with pytest.raises(BaseException) as raised:
         host.sample(model, callback=stop_at_four)
+    assert raised.typename == "InterruptProcessingException"
     assert handle.report is report, "a run that was broken off has no report"
     assert host.adapter.KEY not in model.model_options["transformer_options"]
     assert torch.equal(host.sample(model), expected)
     assert not any(step.fallbacks for step in handle.report.steps)
+    record_property("does", "the next run starts empty and gives its own latent")
 
 
-def test_one_patched_model_in_two_samplers_of_different_size(host, demo_model, apply):
+@pytest.mark.matrix("Runs", "one model in two samplers of different size")
+def test_one_patched_model_in_two_samplers_of_different_size(host, demo_model, apply, record_property):
     model, handle = apply(demo_model, MIXED)
     small, large = host.noise(size=32), host.noise(size=48)
     alone = host.sample(model, noise=small)
@@ -247,6 +275,7 @@ def test_one_patched_model_in_two_samplers_of_different_size(host, demo_model, a
     assert bigger.isfinite().all()
     assert torch.equal(host.sample(model, noise=small), alone)
     assert not any(step.fallbacks for step in handle.report.steps)
+    record_property("does", "each run has a cache of its own")
 
 
 def test_reports_of_two_samplers_are_told_apart_by_their_latents(host, demo_model, apply):

@@ -89,7 +89,8 @@ def test_bad_schedule_text_is_refused_before_anything_runs(server, graph):
     assert "unknown step 'Q'" in json.dumps(answer)
 
 
-def test_schedule_file_is_read_again_when_it_was_edited(server, graph):
+@pytest.mark.matrix("Runs", "schedule edited between runs (server)")
+def test_schedule_file_is_read_again_when_it_was_edited(server, graph, record_property):
     short, only = graph
     path = server.base / "models" / "flexi_schedules" / "mine.json"
     put_in(short, only, {"class_type": "FlexiLoadSchedule", "inputs": {"file": "mine.json"}})
@@ -97,6 +98,7 @@ def test_schedule_file_is_read_again_when_it_was_edited(server, graph):
         path.write_text(json.dumps({"format": "flexiffusion-schedule", "version": 1, "schedule": text}))
         letters = text if "*" not in text else "FXFXFX"
         assert letters.replace("|", "") in report_text(server.run(short), short)
+    record_property("does", "the next run has the edited schedule")
 
 
 @pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.json")), ids=lambda path: path.stem)
@@ -132,7 +134,8 @@ def test_saved_schedule_is_offered_for_loading(server, graph):
     assert "from the graph.json" in json.dumps(options)
 
 
-def test_bypassed_apply_gives_the_pictures_of_an_all_full_schedule(server, graph):
+@pytest.mark.matrix("Runs", "Flexi Apply bypassed or removed (server)")
+def test_bypassed_apply_gives_the_pictures_of_an_all_full_schedule(server, graph, record_property):
     short, only = graph
     put_in(short, only, {"class_type": "FlexiSchedule", "inputs": {"text": "6*(F)"}})
     full = picture_bytes(server, server.run(short), short)
@@ -141,6 +144,7 @@ def test_bypassed_apply_gives_the_pictures_of_an_all_full_schedule(server, graph
     for key in [key for key, node in short.items() if node["class_type"] in ("FlexiReport", "PreviewImage", "FlexiApply")]:
         del short[key]
     assert picture_bytes(server, server.run(short), short) == full
+    record_property("does", "the pictures of plain sampling, bit for bit")
 
 
 def picture_bytes(server, entry, graph):
