@@ -329,8 +329,8 @@ def _progress(unit: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _print_table(rows, title: str) -> None:
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1))
-    for heading in ("", "MACs", "time", "PSNR dB, 95 %", "SSIM", "rFID", "captions"):
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for heading in ("", "MACs", "time", "PSNR, dB", "SSIM", "rFID", "captions"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for row in rows:
         same = row.psnr_db == float("inf")
@@ -338,7 +338,8 @@ def _print_table(rows, title: str) -> None:
             row.name,
             f"{row.speedup_macs:.2f}x",
             f"{row.speedup_time:.2f}x",
-            "same" if same else f"{row.psnr_db:.1f} {row.psnr_low:.1f}-{row.psnr_high:.1f}",
+            # Half the 95 % interval: both ends would not fit into 80 columns.
+            "same" if same else f"{row.psnr_db:.1f} ±{(row.psnr_high - row.psnr_low) / 2:.1f}",
             f"{row.ssim:.4f}",
             "0" if same else f"{row.rfid:.3g}",
             f"{row.caption_accuracy:.1%}",
