@@ -106,7 +106,7 @@ class MatrixTable:
         lines = [
             "# What was tested in the host",
             "",
-            f"{host_version()}, tested by `pytest tests/host --matrix docs/compatibility.md`.",
+            f"{host_version()}, tested by `pytest tests/host --matrix=docs/compatibility.md`.",
             "In every row a schedule of full steps gives the latent of plain sampling bit for bit; a mixed one gives a finite",
             "latent with the steps that the row names, and the same latent again.",
         ]
