@@ -46,7 +46,7 @@ class FeatureCache:
         self.most_bytes = 0  # that were held at one time
         self._policy = policy
         self._entries: dict[Hashable, _Entry] = {}
-        self._refused = ""
+        self._refused: dict[Hashable, str] = {}  # why a chunk's feature was not kept
 
     @outside_graphs
     def store(self, keys: Sequence[Hashable], feature: Feature, segment: int, depth: int) -> None:
@@ -60,13 +60,15 @@ class FeatureCache:
         """
         for key in keys:
             self._entries.pop(key, None)
+            self._refused.pop(key, None)
         size = sum(value.nbytes for value in feature.values() if value is not None)
         held = self.held_bytes
         if held + size > self._policy.limit_bytes:
-            self._refused = (
+            reason = (
                 f"the deep feature ({size / _MIB:.0f} MiB beside {held / _MIB:.0f} MiB kept) does not fit into the cache limit "
                 f"of {self._policy.limit_bytes / _MIB:.0f} MiB"
             )
+            self._refused.update(dict.fromkeys(keys, reason))
             return
         device = next(value.device for value in feature.values() if value is not None)
         if self._policy.place == "ram" or (
@@ -83,13 +85,15 @@ class FeatureCache:
         """Return the feature of chunks of rows on a device, or None and why there is none."""
         entries = [self._entries.get(key) for key in keys]
         if any(entry is None or entry.segment != segment or entry.depth != depth for entry in entries):
-            return None, self._refused or "no deep feature kept for this conditioning, shape and segment"
+            reasons = (self._refused[key] for key in keys if key in self._refused)
+            return None, next(reasons, "no deep feature kept for this conditioning, shape and segment")
         features = [entry.feature for entry in entries]
         return {name: _joined([feature[name] for feature in features], device) for name in features[0]}, ""
 
     def clear(self) -> None:
         """Drop everything."""
         self._entries.clear()
+        self._refused.clear()
 
     def __len__(self) -> int:
         return len(self._entries)

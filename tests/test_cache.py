@@ -262,3 +262,10 @@ def test_the_devices_memory_is_left_alone_where_a_feature_would_fill_it(unet, ma
     assert torch.equal(ask(run, unet, make_call(), 0), full(unet, make_call()))
     assert torch.equal(ask(run, unet, make_call(), 1), full(unet, make_call()))
     assert asked == [torch.device("cpu")]
+
+
+def test_a_miss_of_another_conditioning_is_not_blamed_on_the_limit(unet, make_call):
+    run = start("FP@2", policy=CachePolicy(limit_bytes=1000))
+    ask(run, unet, make_call(slots=(1,)), 0)
+    ask(run, unet, make_call(slots=(0,), seed=1), 1)  # was not there at the full step
+    assert run.records[1].fallbacks == {MISS: 1}
