@@ -24,6 +24,7 @@ from search_tools.embedded import EmbeddedBackend
 from search_tools.fitness import Fitness, stages_to
 from search_tools.judge import Judge, Row, baselines
 from search_tools.pictures import save_image_rows, save_pareto
+from search_tools.settings import SearchSettings
 from search_tools.space import FAMILIES, Space
 from search_tools.study import SearchState, open_study, run_search, with_results
 from search_tools.teacher import TeacherSettings
@@ -64,20 +65,19 @@ def make_table(name: str, minutes: float, search_samples: int, samples: int, see
     fitness = Fitness(backend, stages_to(search_samples))
     found, candidates, studies = {}, [], {}
     for label, families in SEARCHES.items():
-        space = Space(settings.steps, speedup, backend.cost, families)
-        decides = {**backend.identity, "speedup": speedup, "space": list(families), "seed": seed, "samples": search_samples}
-        study = open_study(f"sqlite:///{RESULTS / 'studies.db'}", f"{name}, {label}, seed {seed}", decides)
+        wanted = SearchSettings.of(backend, speedup, search_samples, families=families, seed=seed)
+        study = open_study(f"sqlite:///{RESULTS / 'studies.db'}", f"{name}, {label}, seed {seed}", wanted)
 
         def say(state: SearchState, label: str = label) -> None:
             _err.print(f"{name}: {label}: {state.finished} candidates, {state.seconds_left:.0f} s left")
 
-        result = run_search(study, space, fitness, seed=seed, minutes=minutes, on_progress=say)
+        result = run_search(study, wanted.space(backend.cost), fitness, seed=seed, minutes=minutes, on_progress=say)
         if result.interrupted:
             raise typer.Exit(130)
         found[label], studies[label] = result.best.schedule, study
         candidates += result.candidates
     judge = Judge(backend, samples, progress=lambda row, done, total: None)
-    rows, pictures = [judge.teacher_row], [("teacher", judge.teacher.images)]
+    rows, pictures = [judge.teacher_row], [("teacher", judge.teacher_pictures)]
     for label, schedule in [*found.items(), *baselines(whole)]:
         _err.print(f"{name}: judging {label}")
         row, images = judge.judge(label, schedule)

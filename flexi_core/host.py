@@ -27,6 +27,7 @@ from .errors import FlexiError, ScheduleError
 from .fingerprint import architecture_fingerprint, weights_fingerprint
 from .graphs import keep_outside, outside_graphs
 from .plan import Plan, make_plan, same_grid
+from .replay import Replay
 from .report import RunReport
 from .run import Run
 from .schedule import Schedule
@@ -70,6 +71,7 @@ def apply_schedule(
     on_mismatch: str = "map",
     cache: str = "auto",
     cache_limit_mib: float = 0,
+    replay: Callable[[], Replay] | None = None,
 ) -> tuple[comfy.model_patcher.ModelPatcher, RunHandle]:
     """Return a clone of a model that samples under a schedule, and the handle of its reports.
 
@@ -82,6 +84,7 @@ def apply_schedule(
             turn the schedule `off`.
         cache: where deep features are kept, one of `PLACES`; `auto` is the device's memory while that leaves room, else RAM.
         cache_limit_mib: features that do not fit are not kept, and their partial steps run in full; 0 is no limit.
+        replay: makes a run's view of a store of predictions, for searches that sample one run many times.
 
     Raises:
         FlexiError: on_mismatch or cache is not one of the known, or the limit is negative.
@@ -97,7 +100,7 @@ def apply_schedule(
     # One schedule per model: a later Apply node takes the earlier one's place.
     earlier = bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY))
     wrappers = {
-        WrappersMP.OUTER_SAMPLE: _OuterSample(schedule, on_mismatch, policy, handle, earlier),
+        WrappersMP.OUTER_SAMPLE: _OuterSample(schedule, on_mismatch, policy, handle, earlier, replay),
         **_ASKED_AT,
         WrappersMP.CALC_COND_BATCH: _calc_cond_batch,
         WrappersMP.APPLY_MODEL: _apply_model,
@@ -119,8 +122,16 @@ class _HostRun:
 class _OuterSample:
     """Makes and drops the run, and hands the sampler the sigmas without the removed steps."""
 
-    def __init__(self, schedule: Schedule, on_mismatch: str, policy: CachePolicy, handle: RunHandle, earlier: bool) -> None:
-        self.schedule, self.on_mismatch, self.policy, self.handle = schedule, on_mismatch, policy, handle
+    def __init__(
+        self,
+        schedule: Schedule,
+        on_mismatch: str,
+        policy: CachePolicy,
+        handle: RunHandle,
+        earlier: bool,
+        replay: Callable[[], Replay] | None,
+    ) -> None:
+        self.schedule, self.on_mismatch, self.policy, self.handle, self.replay = schedule, on_mismatch, policy, handle, replay
         self.notes = ("The schedule takes the place of an earlier one on this model.",) if earlier else ()
 
     def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
@@ -134,7 +145,9 @@ class _OuterSample:
             self.handle.keep(RunReport(None, time.perf_counter() - began, notes), latent)
             return latent
         synchronize = _synchronizer(guider.model_patcher.load_device)
-        run = Run(plan, synchronize, self.policy, {"optimized_attention_override": _counted_attention})
+        run = Run(
+            plan, synchronize, self.policy, {"optimized_attention_override": _counted_attention}, self.replay and self.replay()
+        )
         options = guider.model_options.setdefault("transformer_options", {})
         post_cfg = len(guider.model_options.get("sampler_post_cfg_function", ()))
         options[KEY] = _HostRun(run, post_cfg)

@@ -12,6 +12,8 @@ import torch
 
 from .errors import FlexiError
 
+_PICTURE_LIMIT = 1.5
+
 
 def psnr_db(images: torch.Tensor, reference: torch.Tensor, data_range: float = 2.0) -> torch.Tensor:
     """Return the peak signal-to-noise ratio of each image [B], dB; inf where two images are equal.
@@ -23,6 +25,17 @@ def psnr_db(images: torch.Tensor, reference: torch.Tensor, data_range: float = 2
     _check_pairs(images, reference)
     mse = (images.double() - reference.double()).square().flatten(1).mean(dim=1)
     return 10 * torch.log10(data_range**2 / mse)
+
+
+def data_range(reference: torch.Tensor) -> float:
+    """Return the width of the scale on which to state PSNR and SSIM: 2 for pictures in -1..1, that of the values for latents.
+
+    Latents have no scale of their own: theirs is twice the 99.9th percentile of what the reference holds, so that one stray
+    value does not move every figure.
+    """
+    largest = float(reference.abs().max())
+    # A sampler overshoots the scale of pictures a little.
+    return 2.0 if largest <= _PICTURE_LIMIT else 2 * float(np.quantile(reference.abs().double().cpu().numpy(), 0.999))
 
 
 def ssim(images: torch.Tensor, reference: torch.Tensor, data_range: float = 2.0) -> torch.Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from flexi_core.cost import NetworkCost, count_macs
+from flexi_core.cost import NetworkCost, count_macs, run_macs
 from flexi_core.demo.classifier import load_classifier
 from flexi_core.demo.model import LATENT_SHAPE, DemoModel
 from flexi_core.demo.sampling import SAMPLERS, SCHEDULERS, make_noise, sample
@@ -17,28 +16,28 @@ from flexi_core.demo.scenes import Caption, captions_of, random_attributes
 from flexi_core.errors import FlexiError
 from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.presets import all_full
-from flexi_core.report import RunReport
+from flexi_core.replay import PredictionStore, Replay, ReplayMiss
+from flexi_core.run import Run
 from flexi_core.schedule import Schedule
 from flexi_core.unet_steps import NetworkCall
 
+from .backend import SampleProgress, Samples
 from .teacher import TeacherSettings, TeacherStore
 
 _BATCH = 16  # samples at once; more is no faster on a CPU
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Images of one schedule.
+class ClassifierFeatures:
+    """The embedded classifier's penultimate features [N, 64]."""
 
-    Args:
-        images: [N, 3, 32, 32], -1..1.
-        seconds: of sampling.
-        speedup_macs: MACs of the same run with all steps full, over this run's.
-    """
+    name = "embedded scene classifier"
 
-    images: torch.Tensor
-    seconds: float
-    speedup_macs: float
+    def __init__(self) -> None:
+        self.classifier = load_classifier()
+
+    @torch.inference_mode()
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.classifier.features(latents)
 
 
 class EmbeddedBackend:
@@ -56,13 +55,18 @@ class EmbeddedBackend:
                 raise FlexiError(f"the embedded model has no {name!r}; it has {', '.join(known)}")
         self.settings = settings
         self.model = DemoModel.load()
-        self.classifier = load_classifier()
+        self.features = ClassifierFeatures()
         self.sigmas = self.grid(settings.steps)
         self._store = TeacherStore(settings, self.identity, store_folder)
 
     def grid(self, steps: int) -> torch.Tensor:
         """Return the scheduler's sigmas [steps + 1]."""
         return SCHEDULERS[self.settings.scheduler](self.model, steps)
+
+    @property
+    def spec(self) -> dict:
+        """What opens this back end again."""
+        return {"kind": "embedded"}
 
     @cached_property
     def identity(self) -> dict:
@@ -91,7 +95,16 @@ class EmbeddedBackend:
         rows = [random_attributes(1, torch.Generator().manual_seed(seed + i)) for i in range(count)]
         return torch.cat(rows)
 
-    def sample(self, schedule: Schedule, seed: int, count: int, *, steps: int | None = None, progress=None) -> Samples:
+    def sample(
+        self,
+        schedule: Schedule,
+        seed: int,
+        count: int,
+        *,
+        steps: int | None = None,
+        progress: SampleProgress | None = None,
+        predictions: PredictionStore | None = None,
+    ) -> Samples:
         """Sample under a schedule.
 
         Args:
@@ -100,37 +113,60 @@ class EmbeddedBackend:
             count: of samples.
             steps: another step count than the teacher's, on the scheduler's own grid.
             progress: called with the samples' steps done and the steps in all.
+            predictions: where network evaluations are looked up before they are computed, and kept.
         """
         sigmas = self.sigmas if steps is None else self.grid(steps)
         noise, captions = make_noise(seed, count, LATENT_SHAPE), captions_of(self.attributes(seed, count))
-        images, runs, total = [], [], count * (len(sigmas) - 1)
+        latents, macs, total = [], 0.0, count * (len(sigmas) - 1)
         began = time.perf_counter()
         for at in range(0, count, _BATCH):
             rows = len(noise[at : at + _BATCH])
             inner = None if progress is None else lambda i, n, at=at, rows=rows: progress(at * n + i * rows, total)
-            out, run = sample(
-                self.model, schedule, sigmas, noise[at : at + _BATCH], captions[at : at + _BATCH],
-                sampler=self.settings.sampler, cfg=self.settings.cfg, progress=inner,
-            )  # fmt: skip
-            images.append(out)
-            runs.append(run)
+            out, run = self._sample_batch(
+                schedule,
+                sigmas,
+                noise[at : at + _BATCH],
+                captions[at : at + _BATCH],
+                inner,
+                predictions and Replay(predictions, (seed + at, rows, len(sigmas))),
+            )
+            latents.append(out)
+            macs += run_macs(run.records, self.cost)
         seconds = time.perf_counter() - began
-        return Samples(torch.cat(images), seconds, RunReport(runs[0], seconds).speedup_macs)
+        return Samples(torch.cat(latents), seconds, macs)
 
-    def teacher(self, seed: int, count: int, progress=None) -> torch.Tensor:
+    def _sample_batch(self, schedule, sigmas, noise, captions, progress, replay: Replay | None) -> tuple[torch.Tensor, Run]:
+        def run(replay: Replay | None) -> tuple[torch.Tensor, Run]:
+            return sample(
+                self.model,
+                schedule,
+                sigmas,
+                noise,
+                captions,
+                sampler=self.settings.sampler,
+                cfg=self.settings.cfg,
+                progress=progress,
+                replay=replay,
+            )
+
+        try:
+            return run(replay)
+        except ReplayMiss:
+            return run(None)
+
+    def teacher(self, seed: int, count: int, progress: SampleProgress | None = None) -> torch.Tensor:
         """Return the teacher's images [count, 3, 32, 32], from the store where they are."""
         stored = self._store.get(seed, count)
         if stored is not None:
             return stored
-        images = self.sample(all_full(self.settings.steps), seed, count, progress=progress).images
-        self._store.put(seed, images)
-        return images
+        latents = self.sample(all_full(self.settings.steps), seed, count, progress=progress).latents
+        self._store.put(seed, latents)
+        return latents
 
-    @torch.inference_mode()
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the classifier's penultimate features [N, 64]."""
-        return self.classifier.features(images)
+    def pictures(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the latents: this model works on pixels."""
+        return latents
 
-    def caption_accuracy(self, images: torch.Tensor, seed: int) -> torch.Tensor:
+    def caption_accuracy(self, latents: torch.Tensor, seed: int) -> torch.Tensor:
         """Return for each image whether every attribute is read as its caption asks [N]."""
-        return (self.classifier.predict(images) == self.attributes(seed, len(images))).all(dim=1)
+        return (self.features.classifier.predict(latents) == self.attributes(seed, len(latents))).all(dim=1)

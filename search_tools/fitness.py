@@ -13,10 +13,10 @@ from itertools import pairwise
 import torch
 
 from flexi_core.errors import FlexiError
-from flexi_core.metrics import latent_mse, psnr_db, rfid
+from flexi_core.metrics import data_range, latent_mse, psnr_db, rfid
 from flexi_core.schedule import Schedule
 
-from .embedded import EmbeddedBackend
+from .backend import Backend
 from .teacher import SEARCH_SEEDS
 
 
@@ -43,29 +43,30 @@ class Fitness:
         stages: sample counts, each more than the one before: at all but the last a schedule may be dropped.
     """
 
-    def __init__(self, backend: EmbeddedBackend, stages: Sequence[int] = (8, 32), progress=None) -> None:
+    def __init__(self, backend: Backend, stages: Sequence[int] = (8, 32), progress=None) -> None:
         if not stages or stages[0] < 1 or any(b <= a for a, b in pairwise(stages)):
             raise FlexiError(f"the stages of the fitness are {tuple(stages)}; give growing numbers of samples")
         self._backend, self.stages = backend, tuple(stages)
         self._teacher = backend.teacher(SEARCH_SEEDS, self.stages[-1], progress)
         self._features = backend.features(self._teacher)
+        self._range = data_range(self._teacher)
 
-    def sample(self, schedule: Schedule, count: int, images: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the images [count, ...] of a schedule, from those that an earlier stage made and the rest."""
-        have = 0 if images is None else len(images)
-        more = self._backend.sample(schedule, SEARCH_SEEDS + have, count - have).images
-        return more if images is None else torch.cat([images, more])
+    def sample(self, schedule: Schedule, count: int, latents: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the latents [count, ...] of a schedule, from those that an earlier stage made and the rest."""
+        have = 0 if latents is None else len(latents)
+        more = self._backend.sample(schedule, SEARCH_SEEDS + have, count - have).latents
+        return more if latents is None else torch.cat([latents, more])
 
-    def error(self, images: torch.Tensor) -> float:
-        """Return the mean paired error of images [count, ...] to the teacher's own."""
-        return float(latent_mse(images, self._teacher[: len(images)]).mean())
+    def error(self, latents: torch.Tensor) -> float:
+        """Return the mean paired error of latents [count, ...] to the teacher's own."""
+        return float(latent_mse(latents, self._teacher[: len(latents)]).mean())
 
-    def evaluate(self, images: torch.Tensor) -> Evaluation:
-        """Return the evaluation of the images of all samples."""
+    def evaluate(self, latents: torch.Tensor) -> Evaluation:
+        """Return the evaluation of the latents of all samples."""
         return Evaluation(
-            rfid=rfid(self._backend.features(images), self._features),
-            psnr_db=float(psnr_db(images, self._teacher).mean()),
-            mse=self.error(images),
+            rfid=rfid(self._backend.features(latents), self._features),
+            psnr_db=float(psnr_db(latents, self._teacher, self._range).mean()),
+            mse=self.error(latents),
         )
 
 

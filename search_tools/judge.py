@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from flexi_core.metrics import bootstrap_interval, psnr_db, rfid, ssim
+from flexi_core.cost import predicted_speedup
+from flexi_core.metrics import bootstrap_interval, data_range, psnr_db, rfid, ssim
 from flexi_core.presets import all_full, deepcache, even, uniform
 from flexi_core.schedule import Schedule, StepKind
 
-from .embedded import EmbeddedBackend, Samples
+from .backend import Backend, Samples
 from .space import Space
 from .teacher import JUDGE_SEEDS
 
@@ -28,7 +29,8 @@ class Row:
         psnr_db, psnr_low, psnr_high: mean over the samples and its 95 % bootstrap interval.
         ssim: mean.
         rfid: Frechet distance to the teacher's images from the same noise, on the back end's features.
-        caption_accuracy: share of images in which every attribute is read as asked.
+        caption_accuracy: share of pictures that are what their prompt asks; None where nothing here can read that.
+        features: what the Frechet distance was measured on.
     """
 
     name: str
@@ -40,7 +42,8 @@ class Row:
     psnr_high: float
     ssim: float
     rfid: float
-    caption_accuracy: float
+    caption_accuracy: float | None
+    features: str = ""
 
     def as_dict(self) -> dict:
         """Return plain values; the teacher's own PSNR, which is infinite, as None."""
@@ -48,7 +51,7 @@ class Row:
 
 
 class Judge:
-    """The teacher's images on fresh seeds, and the comparison of any schedule with them.
+    """The teacher's samples on fresh seeds, and the comparison of any schedule with them.
 
     Args:
         backend: samples and features.
@@ -59,7 +62,7 @@ class Judge:
 
     def __init__(
         self,
-        backend: EmbeddedBackend,
+        backend: Backend,
         samples: int,
         seed: int = JUDGE_SEEDS,
         progress: Callable[[str, int, int], None] = lambda name, done, total: None,
@@ -69,13 +72,16 @@ class Judge:
         # Sampled afresh, not from the store, and not cold: its time is the yardstick of every row's.
         backend.sample(all_full(2), seed, min(samples, 8), steps=2)
         self.teacher = self._sample("teacher", teacher)
-        self._features = backend.features(self.teacher.images)
+        self._features = backend.features(self.teacher.latents)
+        self.teacher_pictures = backend.pictures(self.teacher.latents)
+        self._range = data_range(self.teacher_pictures)
         self.teacher_row = self._row("teacher", str(teacher), self.teacher, 1.0)
 
     def judge(self, name: str, schedule: Schedule) -> tuple[Row, torch.Tensor]:
-        """Return the row of a schedule for the teacher's run, and its images."""
+        """Return the row of a schedule for the teacher's run, and its pictures."""
         samples = self._sample(name, schedule)
-        return self._row(name, str(schedule), samples, samples.speedup_macs), samples.images
+        row = self._row(name, str(schedule), samples, predicted_speedup(schedule, self.backend.cost))
+        return row, self.backend.pictures(samples.latents)
 
     def judge_fewer_steps(self, steps: int) -> Row:
         """Return the row of the same solver with fewer steps on the scheduler's own grid, all full."""
@@ -93,7 +99,9 @@ class Judge:
             fewer = self.backend.sample(all_full(count), self.seed, samples, steps=count)
             spaced = self.backend.sample(even(steps, count), self.seed, samples)
             for points, found in zip(curves.values(), (fewer, spaced), strict=True):
-                points.append((steps / count, float(psnr_db(found.images, self.teacher.images[:samples]).mean())))
+                pictures = self.backend.pictures(found.latents)
+                psnr = psnr_db(pictures, self.teacher_pictures[:samples], self._range)
+                points.append((steps / count, float(psnr.mean())))
         return curves
 
     def _sample(self, name: str, schedule: Schedule, steps: int | None = None) -> Samples:
@@ -102,7 +110,9 @@ class Judge:
         )
 
     def _row(self, name: str, text: str, samples: Samples, speedup_macs: float) -> Row:
-        psnr = psnr_db(samples.images, self.teacher.images)
+        pictures = self.backend.pictures(samples.latents)
+        psnr = psnr_db(pictures, self.teacher_pictures, self._range)
+        read = self.backend.caption_accuracy(samples.latents, self.seed)
         low, high = bootstrap_interval(psnr) if torch.isfinite(psnr).all() else (float("inf"), float("inf"))
         return Row(
             name=name,
@@ -112,9 +122,10 @@ class Judge:
             psnr_db=float(psnr.mean()),
             psnr_low=low,
             psnr_high=high,
-            ssim=float(ssim(samples.images, self.teacher.images).mean()),
-            rfid=rfid(self.backend.features(samples.images), self._features),
-            caption_accuracy=float(self.backend.caption_accuracy(samples.images, self.seed).float().mean()),
+            ssim=float(ssim(pictures, self.teacher_pictures, self._range).mean()),
+            rfid=rfid(self.backend.features(samples.latents), self._features),
+            caption_accuracy=None if read is None else float(read.float().mean()),
+            features=self.backend.features.name,
         )
 
 

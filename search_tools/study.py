@@ -16,6 +16,7 @@ from flexi_core.schedule import Schedule
 from .evolution import FINISHED, PAIRED_MARGIN, EvolutionSampler, ask_schedule, near_best
 from .fitness import Evaluation, Fitness
 from .judge import Row
+from .settings import SearchSettings
 from .space import Space
 from .teacher import JUDGE_SEEDS
 
@@ -51,7 +52,7 @@ class SearchResult:
     seconds: float
 
 
-def open_study(storage: str, name: str, settings: dict) -> optuna.Study:
+def open_study(storage: str, name: str, settings: SearchSettings) -> optuna.Study:
     """Return the study of a name, made where there is none.
 
     Raises:
@@ -61,14 +62,27 @@ def open_study(storage: str, name: str, settings: dict) -> optuna.Study:
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
         known = study.user_attrs.get(_SETTINGS)
+        wanted = settings.as_dict()
         if known is None:
-            study.set_user_attr(_SETTINGS, settings)
+            study.set_user_attr(_SETTINGS, wanted)
     except Exception as error:  # Optuna's storages raise their drivers' own errors
         raise FlexiError(f"the study storage {storage!r} cannot be used: {error}") from error
-    if known is not None and known != settings:
-        changed = ", ".join(sorted(k for k in known.keys() | settings.keys() if known.get(k) != settings.get(k)))
+    if known is not None and known != wanted:
+        changed = ", ".join(sorted(k for k in known.keys() | wanted.keys() if known.get(k) != wanted.get(k)))
         raise FlexiError(f"the study {name!r} was made with other settings ({changed}); give another --study name")
     return study
+
+
+def settings_of(study: optuna.Study) -> SearchSettings:
+    """Return what a study was made with.
+
+    Raises:
+        FlexiError: it is not a study of this project, or of another version of it.
+    """
+    known = study.user_attrs.get(_SETTINGS)
+    if known is None:
+        raise FlexiError(f"the study {study.study_name!r} is not one of flexi search")
+    return SearchSettings.from_dict(known)
 
 
 def run_search(
@@ -127,8 +141,8 @@ def best_of(study: optuna.Study) -> Candidate | None:
 
 def with_results(schedule: Schedule, teacher: dict, row: Row, samples: int, study: optuna.Study, seed: int) -> Schedule:
     """Return a schedule with what its file says beside it: the teacher, what was measured on fresh seeds, provenance."""
-    measured = {key: value for key, value in row.as_dict().items() if key not in ("name", "schedule")}
-    measured |= {"samples": samples, "first_seed": JUDGE_SEEDS, "features": "embedded scene classifier", "by": "flexi search"}
+    measured = {key: value for key, value in row.as_dict().items() if key not in ("name", "schedule", "features")}
+    measured |= {"samples": samples, "first_seed": JUDGE_SEEDS, "features": row.features, "by": "flexi search"}
     provenance = {"tool": "flexiffusion", "version": __version__, "seed": seed, "study": study.study_name}
     return schedule.with_info(teacher=teacher, measured=measured, provenance=provenance)
 
@@ -152,16 +166,16 @@ def _evaluate(study: optuna.Study, space: Space, fitness: Fitness) -> None:
     began = time.monotonic()
     trial, schedule = ask_schedule(study, space)
     trial.set_user_attr("spent", space.spent(schedule))
-    images, errors = None, []
+    latents, errors = None, []
     for stage, count in enumerate(fitness.stages):
-        images = fitness.sample(schedule, count, images)
-        errors.append(fitness.error(images))
+        latents = fitness.sample(schedule, count, latents)
+        errors.append(fitness.error(latents))
         trial.set_user_attr("errors", errors)
         if errors[-1] > _limit(study, stage):
             trial.set_user_attr("seconds", time.monotonic() - began)
             study.tell(trial, state=TrialState.PRUNED)
             return
-    evaluation = fitness.evaluate(images)
+    evaluation = fitness.evaluate(latents)
     trial.set_user_attr("evaluation", vars(evaluation))
     trial.set_user_attr("mse", evaluation.mse)
     trial.set_user_attr("seconds", time.monotonic() - began)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import optuna
 import pytest
@@ -13,6 +15,7 @@ from search_tools.embedded import EmbeddedBackend
 from search_tools.evolution import PAIRED_MARGIN, EvolutionSampler, ask_schedule, near_best
 from search_tools.fitness import Fitness, stages_to
 from search_tools.judge import Judge, baselines
+from search_tools.settings import SearchSettings
 from search_tools.space import FAMILIES, Space
 from search_tools.study import best_of, open_study, run_search
 from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings, TeacherStore
@@ -35,6 +38,11 @@ def fitness(backend):
 @pytest.fixture
 def space(backend):
     return Space(6, 2.0, backend.cost)
+
+
+@pytest.fixture
+def settings(backend):
+    return SearchSettings.of(backend, 2.0, samples=8)
 
 
 def _walk(space: Space, count: int):
@@ -141,12 +149,12 @@ def _texts(result):
     return [str(c.schedule) for c in result.candidates]
 
 
-def test_a_resumed_search_equals_an_uninterrupted_one(space, fitness, tmp_path):
-    whole = open_study(f"sqlite:///{tmp_path}/a.db", "whole", {})
-    parts = open_study(f"sqlite:///{tmp_path}/b.db", "parts", {})
+def test_a_resumed_search_equals_an_uninterrupted_one(space, fitness, settings, tmp_path):
+    whole = open_study(f"sqlite:///{tmp_path}/a.db", "whole", settings)
+    parts = open_study(f"sqlite:///{tmp_path}/b.db", "parts", settings)
     expected = run_search(whole, space, fitness, seed=5, evaluations=15)
     run_search(parts, space, fitness, seed=5, evaluations=6)
-    resumed = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "parts", {}), space, fitness, seed=5, evaluations=15)
+    resumed = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "parts", settings), space, fitness, seed=5, evaluations=15)
     assert _texts(resumed) == _texts(expected)
     assert resumed.best == expected.best
 
@@ -166,12 +174,12 @@ class _Interrupted(Fitness):
 
 
 @pytest.mark.parametrize("at", [5, 13])  # within a generation, and on the first candidate of one
-def test_an_interrupted_search_keeps_what_it_found_and_draws_the_lost_candidate_again(space, fitness, tmp_path, at):
-    study = open_study(f"sqlite:///{tmp_path}/a.db", "s", {})
+def test_an_interrupted_search_keeps_what_it_found_and_draws_the_lost_candidate_again(space, fitness, settings, tmp_path, at):
+    study = open_study(f"sqlite:///{tmp_path}/a.db", "s", settings)
     stopped = run_search(study, space, _Interrupted(fitness, at), seed=5, evaluations=15)
     assert stopped.interrupted and len(stopped.candidates) == at - 1 and stopped.best is not None
     resumed = run_search(study, space, fitness, seed=5, evaluations=15)
-    whole = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "s", {}), space, fitness, seed=5, evaluations=15)
+    whole = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "s", settings), space, fitness, seed=5, evaluations=15)
     assert _texts(resumed) == _texts(whole)
 
 
@@ -186,15 +194,15 @@ def test_the_best_parent_comes_first_whenever_it_is_asked_for():
     assert all(values == sorted(values) for values in drawn) and any(len(values) == 3 for values in drawn)
 
 
-def test_a_killed_run_leaves_no_running_trial_behind(space, fitness, tmp_path):
-    study = open_study(f"sqlite:///{tmp_path}/a.db", "s", {})
+def test_a_killed_run_leaves_no_running_trial_behind(space, fitness, settings, tmp_path):
+    study = open_study(f"sqlite:///{tmp_path}/a.db", "s", settings)
     study.ask()  # as a run that was killed here leaves it
     run_search(study, space, fitness, seed=5, evaluations=2)
     assert [t.state for t in study.trials].count(TrialState.RUNNING) == 0
 
 
-def test_a_screened_candidate_has_no_fitness_and_is_never_the_best(space, fitness, tmp_path):
-    study = open_study(f"sqlite:///{tmp_path}/a.db", "s", {})
+def test_a_screened_candidate_has_no_fitness_and_is_never_the_best(space, fitness, settings, tmp_path):
+    study = open_study(f"sqlite:///{tmp_path}/a.db", "s", settings)
     result = run_search(study, space, fitness, seed=0, evaluations=20)
     screened = [c for c in result.candidates if c.evaluation is None]
     judged = [c for c in result.candidates if c.evaluation is not None]
@@ -204,15 +212,15 @@ def test_a_screened_candidate_has_no_fitness_and_is_never_the_best(space, fitnes
     assert result.best.evaluation.rfid == min(c.evaluation.rfid for c in near)
 
 
-def test_a_study_made_with_other_settings_is_refused(tmp_path):
-    open_study(f"sqlite:///{tmp_path}/a.db", "s", {"speedup": 2})
+def test_a_study_made_with_other_settings_is_refused(settings, tmp_path):
+    open_study(f"sqlite:///{tmp_path}/a.db", "s", settings)
     with pytest.raises(FlexiError, match=r"other settings \(speedup\)"):
-        open_study(f"sqlite:///{tmp_path}/a.db", "s", {"speedup": 3})
+        open_study(f"sqlite:///{tmp_path}/a.db", "s", replace(settings, speedup=3.0))
 
 
-def test_a_storage_that_cannot_be_opened_is_one_clear_error(tmp_path):
+def test_a_storage_that_cannot_be_opened_is_one_clear_error(settings, tmp_path):
     with pytest.raises(FlexiError, match="cannot be used"):
-        open_study(f"sqlite:///{tmp_path}/missing/a.db", "s", {})
+        open_study(f"sqlite:///{tmp_path}/missing/a.db", "s", settings)
 
 
 def test_the_fitness_of_the_teacher_itself_is_perfect(fitness):
@@ -242,8 +250,8 @@ def test_stages_that_do_not_grow_are_refused(backend):
 
 def test_a_sample_does_not_depend_on_what_is_sampled_beside_it(backend):
     schedule = Schedule.parse("3*(FX)")
-    together = backend.sample(schedule, 40, 3).images
-    alone = backend.sample(schedule, 42, 1).images
+    together = backend.sample(schedule, 40, 3).latents
+    alone = backend.sample(schedule, 42, 1).latents
     assert (together[2] - alone[0]).abs().max() < 1e-4
 
 

@@ -12,6 +12,7 @@ import torch
 
 from ..errors import FlexiError
 from ..plan import Plan, make_plan
+from ..replay import Replay
 from ..run import Run
 from ..schedule import Schedule
 from ..unet_steps import NetworkCall
@@ -107,6 +108,7 @@ def sample(
     sampler: str = "euler",
     cfg: float,
     progress: Progress | None = None,
+    replay: Replay | None = None,
 ) -> tuple[torch.Tensor, Run]:
     """Sample images under a schedule.
 
@@ -119,6 +121,7 @@ def sample(
         sampler: a name of `SAMPLERS`.
         cfg: guidance scale; 1 leaves the unconditional half out.
         progress: called with the steps done and the steps in all.
+        replay: where predictions are looked up before they are computed.
 
     Returns:
         images [B, 3, 32, 32], -1..1 but for the sampler's overshoot; and the run, for its report.
@@ -131,7 +134,7 @@ def sample(
     if len(captions) != noise.shape[0]:
         raise FlexiError(f"{len(captions)} captions for {noise.shape[0]} samples; give one for each")
     plan = schedule if isinstance(schedule, Plan) else make_plan(schedule, sigmas.tolist())
-    run = Run(plan)
+    run = Run(plan, replay=replay)
     cond, uncond = model.context(captions), model.context([Caption()] * len(captions))
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,91 @@
+"""What the commands share at the terminal: results to stdout, progress and messages to stderr, one-line errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from flexi_core import FlexiError
+
+if TYPE_CHECKING:
+    from .judge import Row
+
+out, err = Console(), Console(stderr=True)
+
+
+def one_line_errors(command: Callable) -> Callable:
+    """Let a command end with one line on stderr and exit code 2 where its input is bad, 130 where it is interrupted."""
+
+    @wraps(command)
+    def wrapped(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except FlexiError as error:
+            err.print(f"flexi: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            err.print("flexi: interrupted")
+            raise typer.Exit(130) from error
+
+    return wrapped
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, or say in one line why that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlexiError(f"{folder}: cannot be made ({error.strerror or error}); give another --folder") from error
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function of (name, done, total) that draws one bar with the time left on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        tasks: dict[str, int] = {}
+
+        def update(name: str, done: int, total: int) -> None:
+            key = name.split(",")[0]
+            if key not in tasks:
+                for task in tasks.values():
+                    progress.update(task, visible=False)
+                tasks[key] = progress.add_task(name, total=total)
+            progress.update(tasks[key], description=name, completed=done, total=total)
+
+        yield update
+
+
+def print_table(rows: Sequence[Row], title: str) -> None:
+    """Print judged schedules."""
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for heading in ("", "MACs", "time", "PSNR, dB", "SSIM", "rFID", "captions"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for row in rows:
+        same = row.psnr_db == float("inf")
+        table.add_row(
+            row.name,
+            f"{row.speedup_macs:.2f}x",
+            f"{row.speedup_time:.2f}x",
+            # Half the 95 % interval: both ends would not fit into 80 columns.
+            "same" if same else f"{row.psnr_db:.1f} ±{(row.psnr_high - row.psnr_low) / 2:.1f}",
+            f"{row.ssim:.4f}",
+            "0" if same else f"{row.rfid:.3g}",
+            "" if row.caption_accuracy is None else f"{row.caption_accuracy:.1%}",
+        )
+    out.print(table)
+
+
+def print_json(value: object) -> None:
+    """Print a result for programs."""
+    print(json.dumps(value, indent=2))

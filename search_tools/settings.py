@@ -1,0 +1,96 @@
+"""Everything that decides a search; its study keeps it, so that a worker or a report needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from flexi_core.cost import NetworkCost
+from flexi_core.errors import FlexiError
+
+from .backend import Backend
+from .fitness import stages_to
+from .space import FAMILIES, Space
+from .teacher import TeacherSettings
+
+STRATEGIES = ("evolution",)
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """The settings of a search.
+
+    Args:
+        backend: what `open_backend` needs.
+        teacher: the run whose output candidates are compared with, as a plain dict.
+        identity: of the teacher, without its sigmas: what its samples depend on.
+        speedup: the least reduction of MACs.
+        families: parts of the space.
+        strategy: one of `STRATEGIES`.
+        seed: of the search.
+        stages: sample counts of the fitness.
+    """
+
+    backend: dict[str, Any]
+    teacher: dict[str, Any]
+    identity: dict[str, Any]
+    speedup: float
+    families: tuple[str, ...] = FAMILIES
+    strategy: str = STRATEGIES[0]
+    seed: int = 0
+    stages: tuple[int, ...] = (8, 32)
+
+    def __post_init__(self) -> None:
+        # From a study they come back as lists.
+        object.__setattr__(self, "families", tuple(self.families))
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if self.strategy not in STRATEGIES:
+            raise FlexiError(f"unknown strategy {self.strategy!r}; known: {', '.join(STRATEGIES)}")
+
+    @classmethod
+    def of(cls, backend: Backend, speedup: float, samples: int, **others: Any) -> SearchSettings:
+        """Return the settings of a search with a back end on this many samples."""
+        identity = {key: value for key, value in backend.identity.items() if key != "sigmas"}
+        return cls(backend.spec, asdict(backend.settings), identity, speedup, stages=stages_to(samples), **others)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SearchSettings:
+        """Return the settings that a study keeps.
+
+        Raises:
+            FlexiError: they were made by another version of this project.
+        """
+        known = {field.name for field in fields(cls)}
+        if set(values) != known:
+            raise FlexiError(
+                f"the study's settings have {', '.join(sorted(values))}; this version expects {', '.join(sorted(known))}"
+            )
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**asdict(self), "families": list(self.families), "stages": list(self.stages)}
+
+    @property
+    def teacher_settings(self) -> TeacherSettings:
+        return TeacherSettings(**self.teacher)
+
+    @property
+    def samples(self) -> int:
+        """Samples on which the best candidates are judged in the search."""
+        return self.stages[-1]
+
+    @property
+    def default_name(self) -> str:
+        """A study name that differs where the settings differ."""
+        teacher = self.teacher_settings
+        space = "all" if self.families == FAMILIES else "+".join(self.families)
+        return (
+            f"{teacher.sampler}-{teacher.scheduler}-{teacher.steps}-cfg{teacher.cfg:g}-{self.speedup:g}x-{space}-"
+            f"{self.strategy}-n{self.samples}-seed{self.seed}-{self.identity.get('weights', '')[-6:]}"
+        )
+
+    def space(self, cost: NetworkCost) -> Space:
+        """Return the space that is searched, for a network of this cost."""
+        return Space(self.teacher_settings.steps, self.speedup, cost, self.families)
