@@ -71,7 +71,7 @@ def make_table(name: str, minutes: float, search_samples: int, samples: int, see
         def say(state: SearchState, label: str = label) -> None:
             _err.print(f"{name}: {label}: {state.finished} candidates, {state.seconds_left:.0f} s left")
 
-        result = run_search(study, wanted.space(backend.cost), fitness, seed=seed, minutes=minutes, on_progress=say)
+        result = run_search(study, wanted.space(backend.cost), fitness, minutes=minutes, on_progress=say)
         if result.interrupted:
             raise typer.Exit(130)
         found[label], studies[label] = result.best.schedule, study

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseGASampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -56,9 +56,9 @@ class EvolutionSampler(BaseGASampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        finished = _finished(study)
-        tried = {t.user_attrs["schedule"] for t in finished}
-        rng = np.random.default_rng([self._seed, len(finished)])
+        before = candidates_before(study, trial)
+        tried = {t.user_attrs["schedule"] for t in before if "schedule" in t.user_attrs}
+        rng = np.random.default_rng([self._seed, len(before)])
         # Optuna gives the parents back in the order of their trials.
         parents = sorted(self.get_parent_population(study, self.get_trial_generation(study, trial)), key=_rank)
         return self._space.encode(self._draw(tried, parents, rng))
@@ -100,19 +100,11 @@ def near_best(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.user_attrs.get("mse", 0.0) <= limit]
 
 
+def candidates_before(study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
+    """Return the finished candidates, and those that other workers began before this one and still evaluate."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [*_finished(study), *(t for t in running if t.number < trial.number)]
+
+
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=FINISHED)
-
-
-def ask_schedule(study: optuna.Study, space: Space) -> tuple[optuna.Trial, Schedule]:
-    """Return a new trial of a study with an `EvolutionSampler`, and its schedule, whose text the trial remembers."""
-    trial, genes = study.ask(), space.distributions()
-    schedule = space.decode({name: _suggest(trial, name, genes[name]) for name in trial.relative_params})
-    trial.set_user_attr("schedule", str(schedule))
-    return trial, schedule
-
-
-def _suggest(trial: optuna.Trial, name: str, gene: BaseDistribution) -> int | str:
-    if isinstance(gene, IntDistribution):
-        return trial.suggest_int(name, gene.low, gene.high)
-    return trial.suggest_categorical(name, gene.choices)

@@ -14,9 +14,10 @@ import torch
 
 from flexi_core.errors import FlexiError
 from flexi_core.metrics import data_range, latent_mse, psnr_db, rfid
+from flexi_core.replay import PredictionStore
 from flexi_core.schedule import Schedule
 
-from .backend import Backend
+from .backend import Backend, SampleProgress
 from .teacher import SEARCH_SEEDS
 
 
@@ -41,12 +42,23 @@ class Fitness:
     Args:
         backend: samples and features.
         stages: sample counts, each more than the one before: at all but the last a schedule may be dropped.
+        progress: called with the teacher's steps done and the steps in all.
+        predictions: where candidates find what others before them computed; None computes everything.
+
+    `macs` is what the network spent so far on candidates.
     """
 
-    def __init__(self, backend: Backend, stages: Sequence[int] = (8, 32), progress=None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        stages: Sequence[int] = (8, 32),
+        progress: SampleProgress | None = None,
+        predictions: PredictionStore | None = None,
+    ) -> None:
         if not stages or stages[0] < 1 or any(b <= a for a, b in pairwise(stages)):
             raise FlexiError(f"the stages of the fitness are {tuple(stages)}; give growing numbers of samples")
-        self._backend, self.stages = backend, tuple(stages)
+        self._backend, self.stages, self._predictions = backend, tuple(stages), predictions
+        self.macs = 0.0
         self._teacher = backend.teacher(SEARCH_SEEDS, self.stages[-1], progress)
         self._features = backend.features(self._teacher)
         self._range = data_range(self._teacher)
@@ -54,8 +66,9 @@ class Fitness:
     def sample(self, schedule: Schedule, count: int, latents: torch.Tensor | None = None) -> torch.Tensor:
         """Return the latents [count, ...] of a schedule, from those that an earlier stage made and the rest."""
         have = 0 if latents is None else len(latents)
-        more = self._backend.sample(schedule, SEARCH_SEEDS + have, count - have).latents
-        return more if latents is None else torch.cat([latents, more])
+        made = self._backend.sample(schedule, SEARCH_SEEDS + have, count - have, predictions=self._predictions)
+        self.macs += made.macs
+        return made.latents if latents is None else torch.cat([latents, made.latents])
 
     def error(self, latents: torch.Tensor) -> float:
         """Return the mean paired error of latents [count, ...] to the teacher's own."""

@@ -12,9 +12,8 @@ from flexi_core.errors import FlexiError
 from .backend import Backend
 from .fitness import stages_to
 from .space import FAMILIES, Space
+from .strategies import STRATEGIES
 from .teacher import TeacherSettings
-
-STRATEGIES = ("evolution",)
 
 
 @dataclass(frozen=True)
@@ -93,4 +92,4 @@ class SearchSettings:
 
     def space(self, cost: NetworkCost) -> Space:
         """Return the space that is searched, for a network of this cost."""
-        return Space(self.teacher_settings.steps, self.speedup, cost, self.families)
+        return Space(self.teacher_settings.steps, self.speedup, cost, self.families, front=self.strategy == "nsga2")

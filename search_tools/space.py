@@ -1,12 +1,12 @@
-"""The search space: the paper's equal segments, and free placement of full steps, under a hard budget.
+"""The search space: the paper's equal segments, and segments of any length, under a hard budget.
 
 A budget is kept by construction and by repair, never by a penalty: every schedule that leaves this module fits it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,14 +15,15 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 
 from flexi_core.cost import NetworkCost, schedule_cost
 from flexi_core.errors import FlexiError
-from flexi_core.presets import from_kinds, segments_for_speedup, uniform
+from flexi_core.presets import deepcache, segments_for_speedup, uniform
 from flexi_core.schedule import Schedule, Segment, StepKind
 
 FAMILIES = ("paper", "paper-x", "free")
 # `paper`: equal segments, per segment branch and interval, null steps removed (Flexiffusion, arXiv 2409.17566).
 # `paper-x`: the same with extrapolated null steps.
-# `free`: unequal segments of one full step and extrapolated null steps.
+# `free`: segments of any length, per segment depth, partial steps, and removed or extrapolated null steps; it holds the others.
 _MAX_ORDER = 2  # cubic extrapolation amplified the network's error in every trial
+_NULLS = (StepKind.EXTRAPOLATED, StepKind.NULL)
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Space:
         speedup: the least reduction of MACs.
         cost: of the network, with the partial depths that may be used.
         families: which of `FAMILIES` to search.
+        front: search cheaper schedules too, for a whole Pareto front; else what the budget leaves is spent on full steps.
 
     Raises:
         FlexiError: no schedule is that cheap, or a family is not known.
@@ -43,6 +45,7 @@ class Space:
     speedup: float
     cost: NetworkCost
     families: tuple[str, ...] = FAMILIES
+    front: bool = False
 
     def __post_init__(self) -> None:
         if unknown := set(self.families) - set(FAMILIES):
@@ -72,12 +75,19 @@ class Space:
         """Return a random schedule of a random family."""
         family = self.families[rng.integers(len(self.families))]
         order = int(rng.integers(_MAX_ORDER + 1))
+        most = int(rng.integers(1, self.full_steps + 1)) if self.front else self.full_steps
         if family == "free":
-            places = rng.choice(np.arange(1, self.steps), size=self.full_steps - 1, replace=False)
-            return self._placed({0, *map(int, places)}, order)
-        count = int(rng.integers(1, self.full_steps + 1))
-        genes = [(int(rng.integers(1, self.steps + 1)), self._random_depth(rng)) for _ in range(count)]
-        return self._equal_segments(genes, _null_of(family), order, rng)
+            starts = [0, *sorted(map(int, rng.choice(np.arange(1, self.steps), size=most - 1, replace=False)))]
+            kinds = rng.choice(2, size=most, p=(0.75, 0.25)) if rng.random() < 0.5 else np.zeros(most, int)
+            chance = float(rng.choice([0.0, 0.0, 0.3]))
+            genes = [
+                _Gene(start, int(rng.geometric(0.5)) if rng.random() < chance else 0, self._random_depth(rng), _NULLS[kind])
+                for start, kind in zip(starts, kinds, strict=True)
+            ]
+            return self._build(self._fill(self._make_room(genes, rng), rng), order)
+        count = int(rng.integers(1, most + 1))
+        pairs = [(int(rng.integers(1, self.steps + 1)), self._random_depth(rng)) for _ in range(count)]
+        return self._equal_segments(pairs, _null_of(family), order, rng)
 
     def mutate(self, schedule: Schedule, rng: np.random.Generator) -> Schedule:
         """Return a neighbour: one to three genes changed, within the family and the budget."""
@@ -89,22 +99,29 @@ class Space:
         return schedule
 
     def family(self, schedule: Schedule) -> str:
-        """Return which family a schedule of this space belongs to."""
-        letters = schedule.letters
+        """Return the narrowest family of this space that a schedule belongs to; one of full and X steps is `free`."""
+        letters = set(schedule.letters)
         equal = [len(s) for s in schedule.segments] == _lengths(self.steps, len(schedule.segments))
-        if "P" in letters or "N" in letters or (equal and "free" not in self.families):
-            return "paper" if "N" in letters or "paper-x" not in self.families else "paper-x"
-        return "free" if "free" in self.families else self.families[0]
+        if equal and not letters >= {"N", "X"}:
+            if "N" in letters or "X" not in letters:
+                named = "paper" if "P" in letters or "N" in letters else "free"
+            else:
+                named = "paper-x" if "P" in letters else "free"
+            for family in (named, "free", "paper" if "X" not in letters else "paper-x", *self.families):
+                if family in self.families:
+                    return family
+        return "free"
 
     def seeds(self) -> list[Schedule]:
-        """Return known good points, best guesses first: placements denser at either end, and rivals' schedules."""
+        """Return known good points, best guesses first: placements denser at either end, presets, and rivals' schedules."""
         found: list[Schedule] = []
         if "free" in self.families:
             for bend in (1.0, 1.25, 0.75, 1.5):
                 places = {round((self.steps - 1) * (1 - (1 - u) ** bend)) for u in np.linspace(0, 1, self.full_steps)}
-                found.append(self._placed(places, order=1))
-            found.append(self._trim(segments_for_speedup(self.steps, self.speedup)))
+                found.append(self._build([_Gene(start) for start in sorted(places)], order=1))
+            found.append(self._repaired(segments_for_speedup(self.steps, self.speedup)))
             found.append(uniform(self.steps, self.full_steps))
+            found.append(uniform(self.steps, self.full_steps, StepKind.NULL))
         rng = np.random.default_rng(0)
         shallow = self.depths[0]
         share = self.cost.share(shallow)
@@ -117,7 +134,18 @@ class Space:
             count = int((self.budget - self.steps * share) / (1 - share))
             if count >= 1:
                 found.append(self._equal_segments([(self.steps, shallow)] * count, StepKind.NULL, 1, rng))
+        if "free" in self.families:
+            found += self.deepcaches()
         return list({str(s): s for s in found}.values())
+
+    def deepcaches(self) -> list[Schedule]:
+        """Return DeepCache's schedules: at every depth the densest interval that the budget allows; every one for a front."""
+        found = []
+        for depth in self.depths:
+            fitting = [deepcache(self.steps, interval, depth) for interval in range(2, self.steps + 1)]
+            fitting = [schedule for schedule in fitting if self.spent(schedule) <= self.budget]
+            found += fitting if self.front else fitting[:1]
+        return found
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return Optuna's description of every gene; a schedule has those of its family."""
@@ -130,6 +158,7 @@ class Space:
             genes[f"length_{i}"] = IntDistribution(1, self.steps)
             genes[f"interval_{i}"] = IntDistribution(1, self.steps)
             genes[f"branch_{i}"] = IntDistribution(min(self.depths), max(self.depths))
+            genes[f"null_{i}"] = CategoricalDistribution(tuple(kind.value for kind in _NULLS))
         return genes
 
     def encode(self, schedule: Schedule) -> dict[str, Any]:
@@ -137,54 +166,131 @@ class Space:
         family = self.family(schedule)
         genes = {"family": family, "order": schedule.order, "segments": len(schedule.segments)}
         for i, segment in enumerate(schedule.segments):
+            genes[f"interval_{i}"] = segment.interval
+            genes[f"branch_{i}"] = segment.depth or min(self.depths)
             if family == "free":
                 genes[f"length_{i}"] = len(segment)
-            else:
-                genes[f"interval_{i}"] = segment.interval
-                genes[f"branch_{i}"] = segment.depth or min(self.depths)
+                genes[f"null_{i}"] = _null_in(segment).value
         return genes
 
     def decode(self, genes: Mapping[str, Any]) -> Schedule:
-        """Return the schedule of genes, repaired to the run's length and the budget."""
+        """Return the schedule of genes, repaired to the run's length and the budget.
+
+        Genes that were drawn one by one need not fit each other: lengths are scaled to the run.
+        """
         count, family, order = genes["segments"], genes["family"], genes["order"]
-        if family == "free":
-            places = np.cumsum([0, *(genes[f"length_{i}"] for i in range(count - 1))])
-            return self._placed({int(p) for p in places if p < self.steps}, order)
-        pairs = [(genes[f"interval_{i}"], genes[f"branch_{i}"]) for i in range(count)]
-        return self._equal_segments(pairs, _null_of(family), order, np.random.default_rng(0))
+        if family != "free":
+            pairs = [(genes[f"interval_{i}"], genes[f"branch_{i}"]) for i in range(count)]
+            return self._equal_segments(pairs, _null_of(family), order, np.random.default_rng(0))
+        ends = np.cumsum([genes[f"length_{i}"] for i in range(count)])
+        starts = [0, *(round(float(end) * self.steps / ends[-1]) for end in ends[:-1])]
+        drawn: dict[int, _Gene] = {}
+        for i, start in enumerate(starts):
+            if start < self.steps:
+                null = StepKind(genes[f"null_{i}"])
+                drawn.setdefault(start, _Gene(start, genes[f"interval_{i}"] - 1, genes[f"branch_{i}"], null))
+        return self._build(self._trimmed([*drawn.values()]), order)
 
-    def _placed(self, places: set[int], order: int) -> Schedule:
-        kinds = [StepKind.FULL if i in places else StepKind.EXTRAPOLATED for i in range(self.steps)]
-        return self._trim(from_kinds(kinds, order=order))
+    def filled(self, schedule: Schedule) -> Schedule:
+        """Return a schedule with full steps in its longest gaps, as many as the budget still holds."""
+        genes = self._genes(schedule)
+        while self._cost(genes) + 1 <= self.budget:
+            segments = self._build(genes, 1).segments
+            nulls = [len(segment) - segment.interval for segment in segments]
+            widest = int(np.argmax(nulls))
+            if not nulls[widest]:
+                break
+            genes = self._with_full(genes, genes[widest].start + segments[widest].interval + nulls[widest] // 2)
+        return self._build(genes, schedule.order)
 
-    def _trim(self, schedule: Schedule) -> Schedule:
-        """Drop full steps from the most crowded places until the budget holds."""
-        places = [i for i, letter in enumerate(schedule.letters) if letter == "F"]
-        while len(places) > self.full_steps:
-            gaps = [b - a for a, b in zip(places, [*places[2:], self.steps + 1], strict=False)]
-            del places[1 + int(np.argmin(gaps))]
-        kinds = [StepKind.FULL if i in places else StepKind.EXTRAPOLATED for i in range(self.steps)]
-        return from_kinds(kinds, order=schedule.order)
+    # Segments of any length.
 
     def _mutate_free(self, schedule: Schedule, rng: np.random.Generator) -> Schedule:
-        places = {i for i, letter in enumerate(schedule.letters) if letter == "F"}
-        order, draw = schedule.order, rng.random()
-        movable = sorted(places - {0})
-        if draw < 0.1 or not movable:
+        genes, order, draw = self._genes(schedule), schedule.order, rng.random()
+        movable = len(genes) - 1
+        i = int(rng.integers(len(genes)))
+        if draw < 0.08 or (draw < 0.7 and not movable):
             order = int(rng.integers(_MAX_ORDER + 1))
-        elif draw < 0.75:  # a full step moves a little
-            place = movable[rng.integers(len(movable))]
-            moved = place + int(rng.choice([-1, 1])) * int(rng.geometric(0.6))
-            if 0 < moved < self.steps and moved not in places:
-                places = places - {place} | {moved}
-        else:  # a full step moves anywhere
-            free = sorted(set(range(self.steps)) - places)
-            if free:
-                places = places - {movable[rng.integers(len(movable))]} | {free[rng.integers(len(free))]}
-        if len(places) < self.full_steps:
-            free = sorted(set(range(self.steps)) - places)
-            places |= {free[rng.integers(len(free))]}
-        return self._placed(places, order)
+        elif draw < 0.55:  # a full step moves a little
+            i = 1 + int(rng.integers(movable))
+            genes = _moved(genes, i, genes[i].start + int(rng.choice([-1, 1])) * int(rng.geometric(0.6)), self.steps)
+        elif draw < 0.7:  # a full step moves anywhere
+            genes = _moved(genes, 1 + int(rng.integers(movable)), int(rng.integers(1, self.steps)), self.steps)
+        elif draw < 0.85:  # a segment gains or loses partial steps
+            change = int(rng.choice([-1, 1])) * int(rng.geometric(0.6))
+            genes[i] = replace(genes[i], partials=max(0, genes[i].partials + change))
+        elif draw < 0.92:
+            genes[i] = replace(genes[i], depth=self._random_depth(rng))
+        else:  # null steps of the other kind: here, or in the whole run
+            null = _NULLS[genes[i].null is _NULLS[0]]
+            everywhere = rng.random() < 0.3
+            genes = [replace(g, null=null) if everywhere or j == i else g for j, g in enumerate(genes)]
+        if self.front and rng.random() < 0.3 and len(genes) > 1:
+            del genes[1 + int(rng.integers(len(genes) - 1))]
+        return self._build(self._fill(self._make_room(genes, rng, keep=i), rng), order)
+
+    def _genes(self, schedule: Schedule) -> list[_Gene]:
+        genes, start = [], 0
+        for segment in schedule.segments:
+            genes.append(_Gene(start, segment.interval - 1, segment.depth or min(self.depths), _null_in(segment)))
+            start += len(segment)
+        return genes
+
+    def _build(self, genes: Sequence[_Gene], order: int) -> Schedule:
+        segments = []
+        for gene, stop in zip(genes, [*(g.start for g in genes[1:]), self.steps], strict=True):
+            partials = min(gene.partials, stop - gene.start - 1)
+            nulls = stop - gene.start - 1 - partials
+            kinds = (StepKind.FULL, *(StepKind.PARTIAL,) * partials, *(gene.null,) * nulls)
+            segments.append(Segment(kinds, gene.depth if partials else None))
+        extrapolates = any(StepKind.EXTRAPOLATED in segment.kinds for segment in segments)
+        return Schedule(tuple(segments), order if extrapolates else 1)
+
+    def _cost(self, genes: Sequence[_Gene]) -> float:
+        return self.spent(self._build(genes, 1))
+
+    def _make_room(self, genes: list[_Gene], rng: np.random.Generator, keep: int = 0) -> list[_Gene]:
+        """Drop full steps at random, not the first nor the one to keep, and at last partial steps, until the budget holds."""
+        kept = genes[keep] if keep < len(genes) else genes[0]
+        while self._cost(genes) > self.budget:
+            droppable = [i for i, gene in enumerate(genes) if i and gene is not kept]
+            if not droppable:
+                return self._trimmed(genes)
+            genes = [gene for i, gene in enumerate(genes) if i != droppable[rng.integers(len(droppable))]]
+        return genes
+
+    def _fill(self, genes: list[_Gene], rng: np.random.Generator) -> list[_Gene]:
+        """Put full steps in the place of null ones, at random, while the budget holds another."""
+        while not self.front and len(genes) < self.steps and self._cost(genes) + 1 <= self.budget:
+            letters = self._build(genes, 1).letters
+            places = [i for i, letter in enumerate(letters) if letter in "NX"]
+            if not places:
+                break
+            genes = self._with_full(genes, places[rng.integers(len(places))])
+        return genes
+
+    def _trimmed(self, genes: list[_Gene]) -> list[_Gene]:
+        """Repair genes to the budget without a draw: partial steps go from the longest stretch, then full ones from crowds."""
+        while self._cost(genes) > self.budget:
+            intervals = [segment.interval for segment in self._build(genes, 1).segments]
+            longest = int(np.argmax(intervals))
+            if intervals[longest] > 1:
+                genes = [replace(g, partials=intervals[longest] - 2) if i == longest else g for i, g in enumerate(genes)]
+                continue
+            starts = [gene.start for gene in genes]
+            gaps = [b - a for a, b in zip(starts, [*starts[2:], self.steps + 1], strict=False)]
+            genes = [gene for i, gene in enumerate(genes) if i != 1 + int(np.argmin(gaps))]
+        return genes
+
+    def _repaired(self, schedule: Schedule) -> Schedule:
+        return self._build(self._trimmed(self._genes(schedule)), schedule.order)
+
+    @staticmethod
+    def _with_full(genes: list[_Gene], place: int) -> list[_Gene]:
+        before = max((g for g in genes if g.start < place), key=lambda g: g.start)
+        return sorted([*genes, replace(before, start=place, partials=0)], key=lambda g: g.start)
+
+    # The paper's equal segments.
 
     def _mutate_paper(self, schedule: Schedule, rng: np.random.Generator) -> Schedule:
         genes = [(s.interval, s.depth or self._random_depth(rng)) for s in schedule.segments]
@@ -203,7 +309,9 @@ class Space:
             order = int(rng.integers(_MAX_ORDER + 1))
         return self._equal_segments(genes, null, order, rng)
 
-    def _equal_segments(self, genes: list[tuple[int, int]], null: StepKind, order: int, rng: np.random.Generator) -> Schedule:
+    def _equal_segments(
+        self, genes: Sequence[tuple[int, int]], null: StepKind, order: int, rng: np.random.Generator
+    ) -> Schedule:
         """Return N_segment equal segments with (interval, branch) each; intervals shrink at random until the budget holds."""
         lengths = _lengths(self.steps, len(genes))
         genes = [(min(interval, length), depth) for (interval, depth), length in zip(genes, lengths, strict=True)]
@@ -219,10 +327,32 @@ class Space:
         for (interval, depth), length in zip(genes, lengths, strict=True):
             kinds = (StepKind.FULL, *(StepKind.PARTIAL,) * (interval - 1), *(null,) * (length - interval))
             segments.append(Segment(kinds, depth if interval > 1 else None))
-        return Schedule(tuple(segments), order if null is StepKind.EXTRAPOLATED else 1)
+        extrapolates = any(StepKind.EXTRAPOLATED in segment.kinds for segment in segments)
+        return Schedule(tuple(segments), order if extrapolates else 1)
 
     def _random_depth(self, rng: np.random.Generator) -> int:
         return int(rng.choice(self.depths))
+
+
+@dataclass(frozen=True)
+class _Gene:
+    """A segment of any length: where it starts, its partial steps (as many as fit) and their depth, its kind of null step."""
+
+    start: int
+    partials: int = 0
+    depth: int = 1
+    null: StepKind = StepKind.EXTRAPOLATED
+
+
+def _moved(genes: list[_Gene], i: int, place: int, steps: int) -> list[_Gene]:
+    """Return the genes with one segment's start moved, or as they are where that place is taken or outside the run."""
+    if not 0 < place < steps or any(gene.start == place for gene in genes):
+        return genes
+    return sorted([*genes[:i], replace(genes[i], start=place), *genes[i + 1 :]], key=lambda gene: gene.start)
+
+
+def _null_in(segment: Segment) -> StepKind:
+    return StepKind.NULL if StepKind.NULL in segment.kinds else StepKind.EXTRAPOLATED
 
 
 def _null_of(family: str) -> StepKind:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,11 +12,13 @@ from flexi_core import __version__
 from flexi_core.errors import FlexiError
 from flexi_core.schedule import Schedule
 
-from .evolution import FINISHED, PAIRED_MARGIN, EvolutionSampler, ask_schedule, near_best
+from .candidate import evaluate_next
+from .evolution import FINISHED, near_best
 from .fitness import Evaluation, Fitness
 from .judge import Row
 from .settings import SearchSettings
 from .space import Space
+from .strategies import directions, make_sampler
 from .teacher import JUDGE_SEEDS
 
 _SETTINGS = "flexi:settings"
@@ -60,7 +61,9 @@ def open_study(storage: str, name: str, settings: SearchSettings) -> optuna.Stud
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
+        study = optuna.create_study(
+            storage=storage, study_name=name, directions=directions(settings.strategy), load_if_exists=True
+        )
         known = study.user_attrs.get(_SETTINGS)
         wanted = settings.as_dict()
         if known is None:
@@ -90,7 +93,6 @@ def run_search(
     space: Space,
     fitness: Fitness,
     *,
-    seed: int,
     minutes: float | None = None,
     evaluations: int | None = None,
     on_progress: Callable[[SearchState], None] = lambda state: None,
@@ -98,10 +100,9 @@ def run_search(
     """Search until a budget of the whole study is spent; what earlier runs of it spent counts.
 
     Args:
-        study: from `open_study`.
+        study: from `open_study`; strategy and seed are those of its settings.
         space: what to search.
         fitness: how to judge.
-        seed: of the search.
         minutes: of evaluation time.
         evaluations: of finished candidates, screened ones included.
         on_progress: called after each candidate.
@@ -109,7 +110,13 @@ def run_search(
     Returns:
         all candidates of the study; after Ctrl-C those so far.
     """
-    study.sampler = EvolutionSampler(space, seed)
+    settings = settings_of(study)
+
+    def spent_share(finished: list[FrozenTrial]) -> float:
+        seconds = sum(trial.user_attrs["seconds"] for trial in finished)
+        return max(seconds / (60 * minutes) if minutes else 0.0, len(finished) / evaluations if evaluations else 0.0)
+
+    study.sampler = make_sampler(settings.strategy, space, settings.seed, spent_share)
     _forget_unfinished(study)
     interrupted, seconds = False, 0.0
     try:
@@ -120,7 +127,7 @@ def run_search(
             on_progress(SearchState(len(trials), seconds, left, best_of(study)))
             if left <= 0:
                 break
-            _evaluate(study, space, fitness)
+            evaluate_next(study, space, fitness)
     except KeyboardInterrupt:
         interrupted = True
     _forget_unfinished(study)
@@ -135,7 +142,7 @@ def candidates_of(study: optuna.Study) -> list[Candidate]:
 def best_of(study: optuna.Study) -> Candidate | None:
     """Return the candidate of lowest rFID among those near the best paired error, the earlier of equals."""
     judged = near_best(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-    best = min(judged, key=lambda trial: (trial.value, trial.number), default=None)
+    best = min(judged, key=lambda trial: (trial.user_attrs["evaluation"]["rfid"], trial.number), default=None)
     return None if best is None else _candidate(best)
 
 
@@ -160,32 +167,6 @@ def _forget_unfinished(study: optuna.Study) -> None:
     """Fail the candidates of a run that was interrupted or killed; they are drawn again."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-
-
-def _evaluate(study: optuna.Study, space: Space, fitness: Fitness) -> None:
-    began = time.monotonic()
-    trial, schedule = ask_schedule(study, space)
-    trial.set_user_attr("spent", space.spent(schedule))
-    latents, errors = None, []
-    for stage, count in enumerate(fitness.stages):
-        latents = fitness.sample(schedule, count, latents)
-        errors.append(fitness.error(latents))
-        trial.set_user_attr("errors", errors)
-        if errors[-1] > _limit(study, stage):
-            trial.set_user_attr("seconds", time.monotonic() - began)
-            study.tell(trial, state=TrialState.PRUNED)
-            return
-    evaluation = fitness.evaluate(latents)
-    trial.set_user_attr("evaluation", vars(evaluation))
-    trial.set_user_attr("mse", evaluation.mse)
-    trial.set_user_attr("seconds", time.monotonic() - began)
-    study.tell(trial, evaluation.rfid)
-
-
-def _limit(study: optuna.Study, stage: int) -> float:
-    """Return the paired error beyond which a schedule is dropped at a stage: that of the best so far, and a margin."""
-    judged = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return PAIRED_MARGIN * min((trial.user_attrs["errors"][stage] for trial in judged), default=float("inf"))
 
 
 def _seconds_left(finished: int, seconds: float, minutes: float | None, evaluations: int | None) -> float:

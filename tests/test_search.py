@@ -12,11 +12,12 @@ from optuna.trial import TrialState
 from flexi_core import FlexiError, Schedule
 from flexi_core.cost import NetworkCost
 from search_tools.embedded import EmbeddedBackend
-from search_tools.evolution import PAIRED_MARGIN, EvolutionSampler, ask_schedule, near_best
+from search_tools.evolution import PAIRED_MARGIN, EvolutionSampler, near_best
 from search_tools.fitness import Fitness, stages_to
 from search_tools.judge import Judge, baselines
 from search_tools.settings import SearchSettings
 from search_tools.space import FAMILIES, Space
+from search_tools.strategies import ask_schedule
 from search_tools.study import best_of, open_study, run_search
 from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings, TeacherStore
 
@@ -42,7 +43,7 @@ def space(backend):
 
 @pytest.fixture
 def settings(backend):
-    return SearchSettings.of(backend, 2.0, samples=8)
+    return SearchSettings.of(backend, 2.0, samples=8, seed=5)
 
 
 def _walk(space: Space, count: int):
@@ -82,11 +83,46 @@ def test_the_papers_space_has_equal_segments_partial_steps_and_removed_nulls_onl
     assert letters == set("FPN")
 
 
-def test_mutation_stays_in_the_family():
-    rng = np.random.default_rng(0)
-    space = Space(50, 5.0, COST)
-    for start in (s for s in space.seeds() if space.family(s) == "free"):
-        assert set(space.mutate(start, rng).letters) <= set("FX")
+def test_mutation_of_the_papers_schedules_stays_in_the_papers_space():
+    rng, space = np.random.default_rng(0), Space(50, 5.0, COST)
+    for start in (s for s in space.seeds() if space.family(s) == "paper"):
+        for _ in range(20):
+            start = space.mutate(start, rng)
+            assert space.family(start) == "paper" and "X" not in start.letters
+
+
+def test_the_free_space_holds_the_others():
+    free = Space(50, 5.0, COST, ("free",))
+    for family in ("paper", "paper-x"):
+        for schedule in _walk(Space(50, 5.0, COST, (family,)), 100):
+            assert free.decode(free.encode(schedule)) == schedule
+
+
+def test_mutation_of_free_segments_reaches_every_kind_of_step_unequal_lengths_and_depths():
+    schedules = [*_walk(Space(50, 5.0, COST, ("free",)), 300)]
+    assert {letter for schedule in schedules for letter in schedule.letters} == set("FPNX")
+    assert any(set(schedule.letters) == set("FPNX") for schedule in schedules)
+    assert any(len({s.depth for s in schedule.segments if s.depth}) > 1 for schedule in schedules)
+    assert any(len({len(s) for s in schedule.segments}) > 3 for schedule in schedules)
+
+
+def test_what_the_budget_leaves_is_spent_on_full_steps_but_for_a_front():
+    for schedule in _walk(Space(50, 5.0, COST, ("free",)), 100):
+        assert Space(50, 5.0, COST).spent(schedule) + 1 > 10 or not {"N", "X"} & set(schedule.letters)
+    spent = [Space(50, 5.0, COST).spent(s) for s in _walk(Space(50, 5.0, COST, ("free",), front=True), 300)]
+    assert min(spent) < 3 and max(spent) > 9
+
+
+def test_genes_drawn_one_by_one_become_a_schedule_within_the_budget():
+    space, rng = Space(25, 3.0, COST, ("free",)), np.random.default_rng(1)
+    for _ in range(100):
+        genes = {
+            name: rng.choice(gene.choices) if hasattr(gene, "choices") else int(rng.integers(gene.low, gene.high + 1))
+            for name, gene in space.distributions().items()
+        }
+        schedule = space.filled(space.decode(genes))
+        assert len(schedule) == 25 and space.spent(schedule) <= space.budget
+        assert space.spent(schedule) + 1 > space.budget or not {"N", "X"} & set(schedule.letters)
 
 
 def test_a_budget_that_no_schedule_can_keep_is_refused():
@@ -152,9 +188,9 @@ def _texts(result):
 def test_a_resumed_search_equals_an_uninterrupted_one(space, fitness, settings, tmp_path):
     whole = open_study(f"sqlite:///{tmp_path}/a.db", "whole", settings)
     parts = open_study(f"sqlite:///{tmp_path}/b.db", "parts", settings)
-    expected = run_search(whole, space, fitness, seed=5, evaluations=15)
-    run_search(parts, space, fitness, seed=5, evaluations=6)
-    resumed = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "parts", settings), space, fitness, seed=5, evaluations=15)
+    expected = run_search(whole, space, fitness, evaluations=15)
+    run_search(parts, space, fitness, evaluations=6)
+    resumed = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "parts", settings), space, fitness, evaluations=15)
     assert _texts(resumed) == _texts(expected)
     assert resumed.best == expected.best
 
@@ -176,10 +212,10 @@ class _Interrupted(Fitness):
 @pytest.mark.parametrize("at", [5, 13])  # within a generation, and on the first candidate of one
 def test_an_interrupted_search_keeps_what_it_found_and_draws_the_lost_candidate_again(space, fitness, settings, tmp_path, at):
     study = open_study(f"sqlite:///{tmp_path}/a.db", "s", settings)
-    stopped = run_search(study, space, _Interrupted(fitness, at), seed=5, evaluations=15)
+    stopped = run_search(study, space, _Interrupted(fitness, at), evaluations=15)
     assert stopped.interrupted and len(stopped.candidates) == at - 1 and stopped.best is not None
-    resumed = run_search(study, space, fitness, seed=5, evaluations=15)
-    whole = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "s", settings), space, fitness, seed=5, evaluations=15)
+    resumed = run_search(study, space, fitness, evaluations=15)
+    whole = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "s", settings), space, fitness, evaluations=15)
     assert _texts(resumed) == _texts(whole)
 
 
@@ -197,13 +233,13 @@ def test_the_best_parent_comes_first_whenever_it_is_asked_for():
 def test_a_killed_run_leaves_no_running_trial_behind(space, fitness, settings, tmp_path):
     study = open_study(f"sqlite:///{tmp_path}/a.db", "s", settings)
     study.ask()  # as a run that was killed here leaves it
-    run_search(study, space, fitness, seed=5, evaluations=2)
+    run_search(study, space, fitness, evaluations=2)
     assert [t.state for t in study.trials].count(TrialState.RUNNING) == 0
 
 
 def test_a_screened_candidate_has_no_fitness_and_is_never_the_best(space, fitness, settings, tmp_path):
     study = open_study(f"sqlite:///{tmp_path}/a.db", "s", settings)
-    result = run_search(study, space, fitness, seed=0, evaluations=20)
+    result = run_search(study, space, fitness, evaluations=20)
     screened = [c for c in result.candidates if c.evaluation is None]
     judged = [c for c in result.candidates if c.evaluation is not None]
     assert screened and result.best in judged and best_of(study) == result.best

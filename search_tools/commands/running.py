@@ -5,11 +5,16 @@ from __future__ import annotations
 from optuna import Study
 from rich.progress import BarColumn, Progress, TextColumn
 
+from flexi_core.replay import PredictionStore
+
 from .. import console
 from ..backend import Backend
 from ..fitness import Fitness
+from ..settings import SearchSettings
 from ..space import Space
-from ..study import SearchResult, SearchSettings, SearchState, open_study, run_search
+from ..study import SearchResult, SearchState, open_study, run_search
+
+PREDICTION_BYTES = 2**30
 
 
 def run(
@@ -34,7 +39,9 @@ def run(
     study = open_study(storage, name or settings.default_name, settings)
     space = settings.space(backend.cost)
     with console.progress_bar("samples") as bar:
-        fitness = Fitness(backend, settings.stages, progress=lambda done, total: bar("teacher", done, total))
+        fitness = Fitness(
+            backend, settings.stages, lambda done, total: bar("teacher", done, total), PredictionStore(PREDICTION_BYTES)
+        )
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]} left"))
     with Progress(*columns, console=console.err, transient=True) as progress:
         task = progress.add_task("search", total=1.0, left="?")
@@ -47,7 +54,5 @@ def run(
             left = f"{max(state.seconds_left, 0):.0f} s"
             progress.update(task, completed=done, left=left, description=f"search: {state.finished} candidates, best {best}")
 
-        result = run_search(
-            study, space, fitness, seed=settings.seed, minutes=minutes, evaluations=evaluations, on_progress=on_progress
-        )
+        result = run_search(study, space, fitness, minutes=minutes, evaluations=evaluations, on_progress=on_progress)
     return study, space, result
