@@ -50,7 +50,7 @@ host: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[search,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[search,distributed,dev]'
 	rm -f $(HOST_REQUIREMENTS)
 	touch $@
 

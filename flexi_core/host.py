@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,11 +32,14 @@ from .replay import Replay
 from .report import RunReport
 from .run import Run
 from .schedule import Schedule
+from .schedule_file import size_text
 from .transformer_steps import ModelCall
 from .unet_steps import NetworkCall, block_count
 
 KEY = "flexiffusion"
 ON_MISMATCH = ("map", "refuse", "off")
+_PATCHED = "the network's weights are patched (a LoRA)"
+_PATCH_VALUES = 64  # read from each tensor of a patch
 _REPORTS_KEPT = 8  # a graph may sample several times with one model
 # These samplers choose their own noise levels and ignore the run's.
 _OWN_GRID = {"dpm_fast_function": "dpm_fast", "dpm_adaptive_function": "dpm_adaptive"}
@@ -137,7 +141,7 @@ class _OuterSample:
     def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         keep_outside()
         guider = executor.class_obj
-        plan, notes = self._plan(guider, sampler, sigmas)
+        plan, notes = self._plan(guider, sampler, sigmas, noise.shape)
         notes = [*self.notes, *notes]
         began = time.perf_counter()
         if plan is None:
@@ -159,14 +163,17 @@ class _OuterSample:
         self.handle.keep(RunReport(run, time.perf_counter() - began, notes), latent)
         return latent
 
-    def _plan(self, guider, sampler, sigmas: torch.Tensor) -> tuple[Plan | None, list[str]]:
+    def _plan(self, guider, sampler, sigmas: torch.Tensor, shape: torch.Size) -> tuple[Plan | None, list[str]]:
         name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
         if name in _OWN_GRID:
             return None, [f"The schedule stood down: {_OWN_GRID[name]} chooses its own noise levels; use another sampler."]
         if others := _other_caches(guider.model_options):
             return None, [f"The schedule stood down: {others} skips steps of this model too; remove one of the two."]
         grid = _grid_mismatches(self.schedule, sigmas.tolist())
-        others = _teacher_mismatches(self.schedule, guider.model_patcher, name.removeprefix("sample_"))
+        others = [
+            *_teacher_mismatches(self.schedule, guider.model_patcher, name.removeprefix("sample_")),
+            *_setting_mismatches(self.schedule, getattr(guider, "cfg", None), shape),
+        ]
         differences = [*grid, *others]
         if differences and self.on_mismatch == "refuse":
             raise FlexiError(
@@ -211,14 +218,53 @@ def _teacher_mismatches(schedule: Schedule, model: comfy.model_patcher.ModelPatc
     architecture, weights = teacher.get("architecture"), teacher.get("weights")
     if architecture and architecture != architecture_fingerprint(network):
         found.append("the network's architecture differs")
-    elif weights and any(key.startswith("diffusion_model.") for key in model.patches):
-        found.append("the network's weights are patched (a LoRA)")
-    elif weights and weights != weights_fingerprint(network, _unpatched_weights(model)):
+    elif weights and patches_note(model) != teacher.get("patches", ""):
+        found.append("the network's weights are patched otherwise (a LoRA)" if "patches" in teacher else _PATCHED)
+    elif weights and weights != weights_fingerprint(network, unpatched_weights(model)):
         found.append("the network's weights differ")
     return found
 
 
-def _unpatched_weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, torch.Tensor]:
+def _setting_mismatches(schedule: Schedule, cfg: float | None, shape: Sequence[int]) -> list[str]:
+    """Return in words how a run's guidance scale and its latent's size differ from those in a schedule's file.
+
+    Args:
+        schedule: with or without a file's information.
+        cfg: the run's; None where its guider has none.
+        shape: of the run's latent [B, C, ..., H, W].
+    """
+    teacher, found = schedule.info.get("teacher", {}), []
+    wanted = teacher.get("cfg")
+    if wanted is not None and cfg is not None and not math.isclose(wanted, cfg, rel_tol=1e-3):
+        found.append(f"the guidance scale was {wanted:g}, the run's is {cfg:g}")
+    size = teacher.get("size")
+    if size and list(shape[-len(size) :]) != list(size):
+        found.append(f"the latent was {size_text(size)}, the run's is {size_text(shape[-len(size) :])}")
+    return found
+
+
+def patches_note(model: comfy.model_patcher.ModelPatcher) -> str:
+    """Return how a model's network is patched, as by a LoRA: how many weights, and a digest; empty where it is not."""
+    patches = {key: model.patches[key] for key in sorted(model.patches) if key.startswith("diffusion_model.")}
+    digest, waiting = hashlib.sha256(), [patches]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            flat = value.detach().flatten()
+            spread = flat[:: max(1, len(flat) // _PATCH_VALUES)]
+            digest.update(f"{tuple(value.shape)}".encode() + spread.to("cpu", torch.float16).numpy().tobytes())
+        elif isinstance(value, dict):
+            waiting += [part for item in value.items() for part in item]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, str | int | float):
+            digest.update(repr(value).encode())
+        elif hasattr(value, "weights"):  # an adapter of the host
+            waiting += [type(value).__name__, value.weights]
+    return f"{len(patches)} weights, sha256:{digest.hexdigest()[:16]}" if patches else ""
+
+
+def unpatched_weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, torch.Tensor]:
     """Return the original weights, by the network's own names, where another clone's patches now stand in their place."""
     return {key.removeprefix("diffusion_model."): kept.weight for key, kept in model.backup.items()}
 

@@ -59,6 +59,11 @@ class RunReport:
             self.steps = tuple(_step_report(run, i) for i in range(len(run.plan.steps)))
             self.cache_mib = run.cache.most_bytes / 2**20
 
+    @property
+    def run(self) -> Run | None:
+        """The run itself; None when it was left to plain sampling."""
+        return self._run
+
     @cached_property
     def cost(self) -> NetworkCost | None:
         """MACs of the run's network, counted once at its own shapes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,29 @@ def from_dict(data: Any) -> Schedule:
             raise ScheduleError(f"{key} is a {type(info[key]).__name__}; expected an object")
     _check_teacher(info.get("teacher", {}), len(schedule))
     return schedule.with_info(**info)
+
+
+def made_for(schedule: Schedule) -> str:
+    """Return in a line what run a schedule's file was made for, and what was measured of it; empty where it does not say."""
+    teacher, measured = schedule.info.get("teacher", {}), schedule.info.get("measured", {})
+    parts = []
+    if teacher:
+        steps = teacher.get("steps", len(schedule))
+        parts = [" ".join(filter(None, [str(steps), teacher.get("sampler", ""), "steps"])), teacher.get("scheduler", "")]
+        parts += [f"cfg {teacher['cfg']:g}"] if "cfg" in teacher else []
+        parts += [size_text(teacher["size"])] if teacher.get("size") else []
+    results = [
+        template.format(measured[key])
+        for key, template in (("speedup_macs", "{:.1f}x fewer MACs"), ("psnr_db", "{:.1f} dB"))
+        if _is_number(measured.get(key))
+    ]
+    run = f"made for {', '.join(filter(None, parts))}" if parts else ""
+    return "; ".join(filter(None, [run, ", ".join(results)]))
+
+
+def size_text(size: Sequence[int]) -> str:
+    """Return a latent's size [..., H, W] as people write it, the width first."""
+    return "x".join(str(side) for side in reversed(size))
 
 
 def _check_teacher(teacher: dict[str, Any], steps: int) -> None:

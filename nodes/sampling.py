@@ -39,8 +39,9 @@ class FlexiApply(io.ComfyNode):
                     "on_mismatch",
                     options=list(ON_MISMATCH),
                     default="map",
-                    tooltip="When the run has other steps, noise levels, sampler or model than the schedule was made for: "
-                    "map lays the schedule over the run, refuse stops with an error, off samples every step in full.",
+                    tooltip="When the run has other steps, noise levels, sampler, guidance scale, size or model than the "
+                    "schedule was made for: map lays the schedule over the run, refuse stops with an error, off samples every "
+                    "step in full.",
                 ),
                 io.Combo.Input(
                     "cache",

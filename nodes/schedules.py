@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..flexi_core import FlexiError, Schedule, ScheduleError, load_schedule, save_schedule
 from ..flexi_core.presets import PRESETS
 from ..flexi_core.presets import preset as make_preset
 from ..flexi_core.schedule import MAX_STEPS
-from ..flexi_core.schedule_file import to_dict
+from ..flexi_core.schedule_file import made_for, to_dict
 from . import folder
 from .sockets import CATEGORY, PAPER, FlexiScheduleType
 
@@ -99,7 +99,7 @@ class FlexiLoadSchedule(io.ComfyNode):
             display_name="Flexi Load Schedule",
             category=CATEGORY,
             description=f"A schedule from a file in models/{folder.FOLDER}, or one that comes with the pack. A file knows the "
-            f"run that it was found for, so that another run can be told and mapped. {PAPER}.",
+            f"run that it was found for: the node shows it, and Flexi Apply tells and maps another run. {PAPER}.",
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -121,7 +121,9 @@ class FlexiLoadSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return _with_strip(load_schedule(folder.find(file)))
+        schedule = load_schedule(folder.find(file))
+        out = _with_strip(schedule)
+        return io.NodeOutput(schedule, ui=out.ui | ui.PreviewText(made_for(schedule)).as_dict())
 
 
 class FlexiSaveSchedule(io.ComfyNode):

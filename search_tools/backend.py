@@ -119,4 +119,12 @@ def open_backend(spec: Mapping[str, Any], settings: TeacherSettings) -> Backend:
         from .embedded import EmbeddedBackend
 
         return EmbeddedBackend(settings)
-    raise FlexiError(f"unknown back end {kind!r}; known: embedded")
+    if kind == "unet":
+        from .unet_file import UNetFileBackend
+
+        return UNetFileBackend.open(spec, settings)
+    if kind == "comfyui":
+        from .comfyui import ComfyBackend
+
+        return ComfyBackend(**{key: value for key, value in spec.items() if key != "kind"})
+    raise FlexiError(f"unknown back end {kind!r}; known: embedded, unet, comfyui")

@@ -1,4 +1,4 @@
-"""One candidate of a search: asked for, evaluated in stages, told."""
+"""The candidates of a search: evaluated in stages, told; and which of them is the best."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import time
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from .evolution import FINISHED, PAIRED_MARGIN
-from .fitness import Fitness
-from .space import Space
-from .strategies import ask_schedule
+from flexi_core.schedule import Schedule
 
+from .evolution import FINISHED, PAIRED_MARGIN, near_best
+from .fitness import Evaluation, Fitness
+from .space import Space
+
+_FINALS = "flexi:finals"  # of the study: by schedule
 _COPIED = ("errors", "evaluation", "mse")  # what a repeat takes over
 
 
-def evaluate_next(study: optuna.Study, space: Space, fitness: Fitness) -> None:
-    """Ask a study for a candidate, evaluate it, and tell the study.
+def evaluate(study: optuna.Study, trial: optuna.Trial, schedule: Schedule, space: Space, fitness: Fitness) -> None:
+    """Evaluate a candidate that was asked for, and tell the study.
 
     A candidate is evaluated on more and more samples, and dropped where its paired error is clearly above that of the best
     as cheap as it (successive halving over samples); one that the study has seen before takes over what was found then.
     The trial remembers the schedule's text, its cost, the errors of its stages, the evaluation, seconds, and MACs spent.
     """
     began, before = time.monotonic(), fitness.macs
-    trial, schedule = ask_schedule(study, space)
     spent = space.spent(schedule)
     trial.set_user_attr("spent", spent)
 
@@ -48,6 +49,41 @@ def evaluate_next(study: optuna.Study, space: Space, fitness: Fitness) -> None:
     trial.set_user_attr("evaluation", vars(evaluation))
     trial.set_user_attr("mse", evaluation.mse)
     return finish(TrialState.COMPLETE, evaluation.rfid)
+
+
+def finalists(study: optuna.Study, count: int) -> list[FrozenTrial]:
+    """Return the trials of lowest rFID among those near the best paired error, one of each schedule, best first."""
+    judged = near_best(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    ranked = sorted(judged, key=lambda trial: (trial.user_attrs["evaluation"]["rfid"], trial.number))
+    return list({trial.user_attrs["schedule"]: trial for trial in reversed(ranked)}.values())[::-1][:count]
+
+
+def hold_finals(study: optuna.Study, fitness: Fitness, count: int) -> None:
+    """Evaluate the finalists of a search on more samples; what is known of an earlier final counts."""
+    for trial in finalists(study, count):
+        text, known = trial.user_attrs["schedule"], study.user_attrs.get(_FINALS, {})
+        if text not in known:
+            evaluation = vars(fitness.final(Schedule.parse(text)))
+            study.set_user_attr(_FINALS, {**known, text: evaluation})
+
+
+def finals_of(study: optuna.Study) -> dict[str, Evaluation]:
+    """Return the evaluations of the finals so far, by schedule."""
+    return {text: Evaluation(**measured) for text, measured in study.user_attrs.get(_FINALS, {}).items()}
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial | None:
+    """Return the best finalist: by the finals where all of them were in one, else by the evaluations of the search."""
+    known = study.user_attrs.get(_FINALS, {})
+    best = finalists(study, max(len(known), 1))
+    if not best:
+        return None
+    if not all(trial.user_attrs["schedule"] in known for trial in best):
+        return best[0]
+    finals = [known[trial.user_attrs["schedule"]] for trial in best]
+    limit = PAIRED_MARGIN * min(final["mse"] for final in finals)
+    judged = [(final["rfid"], i) for i, final in enumerate(finals) if final["mse"] <= limit]
+    return best[min(judged)[1]]
 
 
 def _same(study: optuna.Study, text: str) -> FrozenTrial | None:

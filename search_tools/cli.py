@@ -1,4 +1,4 @@
-"""The command line: `flexi demo | search | evaluate | show | train-demo`.
+"""The command line of the project; `flexi --help` lists its commands.
 
 Results go to stdout (`--json` for programs), progress and messages to stderr; bad input ends with one line and exit code 2.
 """
@@ -7,13 +7,29 @@ from __future__ import annotations
 
 import typer
 
+from .commands.correlate import correlate
 from .commands.demo import demo
 from .commands.evaluate import evaluate
+from .commands.pareto import pareto
+from .commands.report import report
 from .commands.search import search
 from .commands.show import show
+from .commands.storage_server import storage_server
 from .commands.train import train_demo
+from .commands.worker import worker
 
-COMMANDS = {"demo": demo, "search": search, "evaluate": evaluate, "show": show, "train-demo": train_demo}
+COMMANDS = {
+    "demo": demo,
+    "search": search,
+    "worker": worker,
+    "storage-server": storage_server,
+    "evaluate": evaluate,
+    "correlate": correlate,
+    "report": report,
+    "pareto": pareto,
+    "show": show,
+    "train-demo": train_demo,
+}
 
 
 def make_app() -> typer.Typer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -83,6 +84,35 @@ def print_table(rows: Sequence[Row], title: str) -> None:
             "0" if same else f"{row.rfid:.3g}",
             "" if row.caption_accuracy is None else f"{row.caption_accuracy:.1%}",
         )
+    out.print(table)
+
+
+def print_measures(rows: Sequence[Row], not_measured: Mapping[str, str]) -> None:
+    """Print what judged schedules were measured on beside the first table, with half of each 95 % interval."""
+    headings = {"fid": "FID", "precision": "precision", "recall": "recall", "inception_score": "IS", "lpips": "LPIPS"}
+    shown = [name for name in headings if name in rows[0].measures]
+
+    def cell(row: Row, name: str) -> str:
+        measure = row.measures[name]
+        digits = 4 if name == "lpips" else 0 if measure.value >= 100 else 2
+        return f"{measure.value:.{digits}f}±{(measure.high - measure.low) / 2:.{digits}f}"
+
+    cells = [[row.name, *(cell(row, name) for name in shown)] for row in rows]
+    print_columns(["", *(headings[name] for name in shown)], cells, "as sets, half the 95 % interval")
+    for by in dict.fromkeys(rows[0].measures[name].by for name in shown):
+        names = ", ".join(headings[name] for name in shown if rows[0].measures[name].by == by)
+        out.print(f"{names}: {by}", highlight=False, markup=False, soft_wrap=True)
+    for name, reason in not_measured.items():
+        out.print(f"{name}: not measured: {reason}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_columns(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    """Print a table whose first column is text and whose others are figures."""
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
     out.print(table)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 
@@ -12,7 +12,8 @@ from flexi_core.metrics import bootstrap_interval, data_range, psnr_db, rfid, ss
 from flexi_core.presets import all_full, deepcache, even, uniform
 from flexi_core.schedule import Schedule, StepKind
 
-from .backend import Backend, Samples
+from .backend import Backend, Features, Samples
+from .measures import Measure, Measures
 from .space import Space
 from .teacher import JUDGE_SEEDS
 
@@ -31,6 +32,7 @@ class Row:
         rfid: Frechet distance to the teacher's images from the same noise, on the back end's features.
         caption_accuracy: share of pictures that are what their prompt asks; None where nothing here can read that.
         features: what the Frechet distance was measured on.
+        measures: everything else that was asked for, by name, each with its samples and interval.
     """
 
     name: str
@@ -44,10 +46,13 @@ class Row:
     rfid: float
     caption_accuracy: float | None
     features: str = ""
+    measures: dict[str, Measure] = field(default_factory=dict)
 
     def as_dict(self) -> dict:
-        """Return plain values; the teacher's own PSNR, which is infinite, as None."""
-        return {key: None if value == float("inf") else value for key, value in asdict(self).items()}
+        """Return plain values; the teacher's own PSNR, which is infinite, as None; `measures` where there are any."""
+        plain = {key: None if value == float("inf") else value for key, value in asdict(self).items() if key != "measures"}
+        measures = {name: measure.as_dict() for name, measure in self.measures.items()}
+        return {**plain, "measures": measures} if measures else plain
 
 
 class Judge:
@@ -58,6 +63,8 @@ class Judge:
         samples: how many; compare Frechet distances of equal counts only.
         seed: of the first, from `JUDGE_SEEDS` up.
         progress: called with a name, the work done and the work in all.
+        features: what Frechet distances are measured on; the back end's own by default.
+        measure: makes what measures everything else, from the teacher's latents.
     """
 
     def __init__(
@@ -66,13 +73,18 @@ class Judge:
         samples: int,
         seed: int = JUDGE_SEEDS,
         progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+        *,
+        features: Features | None = None,
+        measure: Callable[[torch.Tensor], Measures] | None = None,
     ) -> None:
         self.backend, self.samples, self.seed, self._progress = backend, samples, seed, progress
+        self._read = features or backend.features
         teacher = all_full(backend.settings.steps)
         # Sampled afresh, not from the store, and not cold: its time is the yardstick of every row's.
         backend.sample(all_full(2), seed, min(samples, 8), steps=2)
         self.teacher = self._sample("teacher", teacher)
-        self._features = backend.features(self.teacher.latents)
+        self._features = self._read(self.teacher.latents)
+        self.measures = None if measure is None else measure(self.teacher.latents)
         self.teacher_pictures = backend.pictures(self.teacher.latents)
         self._range = data_range(self.teacher_pictures)
         self.teacher_row = self._row("teacher", str(teacher), self.teacher, 1.0)
@@ -123,9 +135,10 @@ class Judge:
             psnr_low=low,
             psnr_high=high,
             ssim=float(ssim(pictures, self.teacher_pictures, self._range).mean()),
-            rfid=rfid(self.backend.features(samples.latents), self._features),
+            rfid=rfid(self._read(samples.latents), self._features),
             caption_accuracy=None if read is None else float(read.float().mean()),
-            features=self.backend.features.name,
+            features=self._read.name,
+            measures={} if self.measures is None else self.measures(samples.latents, self.seed),
         )
 
 

@@ -1,17 +1,23 @@
-"""Pictures of a search: image rows of teacher and candidate, and the Pareto plot."""
+"""Pictures of a search: images of teacher and candidates, as files and for a page, and the Pareto plot."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from einops import rearrange
+from PIL import Image
 
+from flexi_core.errors import FlexiError
 from flexi_core.files import replace_file
 
 from .judge import Row
 from .study import Candidate
+
+_LARGEST_SIDE = 384  # pixels of an embedded picture: no more than a page shows of it
 
 
 def save_image_rows(path: Path, rows: Sequence[tuple[str, torch.Tensor]], columns: int = 12) -> None:
@@ -72,6 +78,49 @@ def save_pareto(
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.tight_layout()
     _save(figure, path)
+
+
+def visible(teacher: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
+    """Return pictures that can be looked at [N, 3, H, W], 0..1: the teacher's, then those that are compared with them.
+
+    Three channels are colours. Others are latents: shown are the first three principal components of the teacher's, between
+    the teacher's own 1st and 99th percentile, so that all of them can be compared.
+
+    Args:
+        teacher: [N, C, H, W], -1..1 where C is 3.
+        others: the same, made by candidates.
+
+    Raises:
+        FlexiError: they have another number of dimensions.
+    """
+    if teacher.dim() != 4:
+        raise FlexiError(f"samples of shape {list(teacher.shape)} cannot be shown as pictures; expected [N, C, H, W]")
+    if teacher.shape[1] == 3:
+        return [((pictures.float().clamp(-1, 1) + 1) / 2).cpu() for pictures in (teacher, *others)]
+    values = rearrange(teacher.double().cpu(), "n c h w -> (n h w) c")
+    mean = values.mean(dim=0)
+    components = torch.linalg.eigh((values - mean).T @ (values - mean)).eigenvectors.flip(1)[:, :3]
+    # A direction's sign is arbitrary: that of its largest part is made positive.
+    components = components * components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()
+    projected = ((values - mean) @ components).sort(dim=0).values
+    low, high = (projected[round(share * (len(projected) - 1))] for share in (0.01, 0.99))
+
+    def shown(pictures: torch.Tensor) -> torch.Tensor:
+        flat = rearrange(pictures.double().cpu(), "n c h w -> n h w c")
+        scaled = (((flat - mean) @ components - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        grey = scaled[..., :1].expand(*scaled.shape[:-1], 3 - scaled.shape[-1])  # fewer channels than colours
+        return rearrange(torch.cat([scaled, grey], dim=-1), "n h w c -> n c h w").float()
+
+    return [shown(pictures) for pictures in (teacher, *others)]
+
+
+def png_uri(picture: torch.Tensor) -> str:
+    """Return a picture [3, H, W], 0..1, as the data URI of a PNG; a large one is made smaller."""
+    image = Image.fromarray((rearrange(picture, "c h w -> h w c") * 255).round().byte().numpy())
+    image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -29,6 +29,7 @@ class SearchSettings:
         strategy: one of `STRATEGIES`.
         seed: of the search.
         stages: sample counts of the fitness.
+        finalists: how many of the best are compared on more samples in the end.
     """
 
     backend: dict[str, Any]
@@ -39,6 +40,7 @@ class SearchSettings:
     strategy: str = STRATEGIES[0]
     seed: int = 0
     stages: tuple[int, ...] = (8, 32)
+    finalists: int = 4
 
     def __post_init__(self) -> None:
         # From a study they come back as lists.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +24,7 @@ FAMILIES = ("paper", "paper-x", "free")
 # `paper-x`: the same with extrapolated null steps.
 # `free`: segments of any length, per segment depth, partial steps, and removed or extrapolated null steps; it holds the others.
 _MAX_ORDER = 2  # cubic extrapolation amplified the network's error in every trial
+_GUESSES_AT_A_COST = 3
 _NULLS = (StepKind.EXTRAPOLATED, StepKind.NULL)
 
 
@@ -113,7 +115,23 @@ class Space:
         return "free"
 
     def seeds(self) -> list[Schedule]:
-        """Return known good points, best guesses first: placements denser at either end, presets, and rivals' schedules."""
+        """Return known good points, best guesses first: placements denser at either end, presets, and rivals' schedules.
+
+        A front starts from the best guesses at several costs.
+        """
+        return list(self._seeds)
+
+    @cached_property
+    def _seeds(self) -> tuple[Schedule, ...]:
+        found = self._guesses()
+        if self.front:
+            for share in (0.75, 0.55, 0.4, 0.3, 0.2):
+                if self.budget * share >= 2:
+                    cheaper = replace(self, speedup=self.speedup / share, front=False)
+                    found += cheaper._guesses()[:_GUESSES_AT_A_COST]
+        return tuple({str(s): s for s in found}.values())
+
+    def _guesses(self) -> list[Schedule]:
         found: list[Schedule] = []
         if "free" in self.families:
             for bend in (1.0, 1.25, 0.75, 1.5):
@@ -135,16 +153,16 @@ class Space:
             if count >= 1:
                 found.append(self._equal_segments([(self.steps, shallow)] * count, StepKind.NULL, 1, rng))
         if "free" in self.families:
-            found += self.deepcaches()
-        return list({str(s): s for s in found}.values())
+            found += self._deepcaches()
+        return found
 
-    def deepcaches(self) -> list[Schedule]:
-        """Return DeepCache's schedules: at every depth the densest interval that the budget allows; every one for a front."""
+    def _deepcaches(self) -> list[Schedule]:
+        """Return DeepCache's schedules: at every depth the densest that the budget allows; for a front sparser ones too."""
         found = []
         for depth in self.depths:
-            fitting = [deepcache(self.steps, interval, depth) for interval in range(2, self.steps + 1)]
-            fitting = [schedule for schedule in fitting if self.spent(schedule) <= self.budget]
-            found += fitting if self.front else fitting[:1]
+            every = (deepcache(self.steps, interval, depth) for interval in range(2, self.steps + 1))
+            fitting = [schedule for schedule in every if self.spent(schedule) <= self.budget]
+            found += [fitting[i] for i in (0, 1, 3, 8) if i < len(fitting)] if self.front else fitting[:1]
         return found
 
     def distributions(self) -> dict[str, BaseDistribution]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import optuna
@@ -12,16 +14,19 @@ from flexi_core import __version__
 from flexi_core.errors import FlexiError
 from flexi_core.schedule import Schedule
 
-from .candidate import evaluate_next
-from .evolution import FINISHED, near_best
+from .candidate import best_trial, evaluate, hold_finals
+from .evolution import FINISHED
 from .fitness import Evaluation, Fitness
+from .heartbeat import Heartbeat
 from .judge import Row
 from .settings import SearchSettings
 from .space import Space
-from .strategies import directions, make_sampler
+from .storage import open_storage, shown, storage_errors
+from .strategies import ask_schedule, directions, make_sampler
 from .teacher import JUDGE_SEEDS
 
 _SETTINGS = "flexi:settings"
+_POLL = 0.5  # seconds between two looks at the last candidates of the other workers
 
 
 @dataclass(frozen=True)
@@ -60,16 +65,15 @@ def open_study(storage: str, name: str, settings: SearchSettings) -> optuna.Stud
         FlexiError: the storage cannot be opened, or the study was made with other settings.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
+    opened = open_storage(storage)
+    with storage_errors(f"the study storage {shown(storage)!r} cannot be used", anything=True):
         study = optuna.create_study(
-            storage=storage, study_name=name, directions=directions(settings.strategy), load_if_exists=True
+            storage=opened, study_name=name, directions=directions(settings.strategy), load_if_exists=True
         )
         known = study.user_attrs.get(_SETTINGS)
         wanted = settings.as_dict()
         if known is None:
             study.set_user_attr(_SETTINGS, wanted)
-    except Exception as error:  # Optuna's storages raise their drivers' own errors
-        raise FlexiError(f"the study storage {storage!r} cannot be used: {error}") from error
     if known is not None and known != wanted:
         changed = ", ".join(sorted(k for k in known.keys() | wanted.keys() if known.get(k) != wanted.get(k)))
         raise FlexiError(f"the study {name!r} was made with other settings ({changed}); give another --study name")
@@ -96,41 +100,84 @@ def run_search(
     minutes: float | None = None,
     evaluations: int | None = None,
     on_progress: Callable[[SearchState], None] = lambda state: None,
+    heartbeat: Heartbeat | None = None,
+    finals: bool = True,
 ) -> SearchResult:
-    """Search until a budget of the whole study is spent; what earlier runs of it spent counts.
+    """Search until a budget is spent.
+
+    The only one on its study goes on where an earlier run was stopped, killed or not: the candidate that this run was at is
+    drawn again, and those that follow are the same as if it had never been stopped. One of several workers leaves the
+    candidates of the others alone until they fall silent.
 
     Args:
         study: from `open_study`; strategy and seed are those of its settings.
         space: what to search.
         fitness: how to judge.
-        minutes: of evaluation time.
-        evaluations: of finished candidates, screened ones included.
+        minutes: of evaluation time over the whole study, earlier runs included; of several workers, each one's own wall time.
+        evaluations: of finished candidates of the whole study, screened ones and those of other workers included.
         on_progress: called after each candidate.
+        heartbeat: of this worker, where several may work on the study; None where this is the only one.
+        finals: whether the best are judged on more samples in the end.
 
     Returns:
         all candidates of the study; after Ctrl-C those so far.
+
+    Raises:
+        FlexiError: the storage fails; the study keeps its finished candidates.
     """
-    settings = settings_of(study)
+    failed = f"the study {study.study_name!r} cannot go on"
+    with storage_errors(failed, "It keeps its finished candidates; the same command goes on with it"):
+        return _run(study, space, fitness, minutes, evaluations, on_progress, heartbeat, finals)
+
+
+def _run(
+    study: optuna.Study,
+    space: Space,
+    fitness: Fitness,
+    minutes: float | None,
+    evaluations: int | None,
+    on_progress: Callable[[SearchState], None],
+    heartbeat: Heartbeat | None,
+    finals: bool,
+) -> SearchResult:
+    settings, began = settings_of(study), time.monotonic()
+    interrupted, seconds = False, 0.0
+
+    def spent_seconds() -> float:
+        return seconds if heartbeat is None else time.monotonic() - began
 
     def spent_share(finished: list[FrozenTrial]) -> float:
-        seconds = sum(trial.user_attrs["seconds"] for trial in finished)
-        return max(seconds / (60 * minutes) if minutes else 0.0, len(finished) / evaluations if evaluations else 0.0)
+        of_minutes = _seconds(finished) / max(seconds, 1e-9) * spent_seconds() / (60 * minutes) if minutes else 0.0
+        return max(of_minutes, len(finished) / evaluations if evaluations else 0.0)
 
     study.sampler = make_sampler(settings.strategy, space, settings.seed, spent_share)
-    _forget_unfinished(study)
-    interrupted, seconds = False, 0.0
+    if heartbeat is None:
+        _forget_unfinished(study)
     try:
         while True:
-            trials = study.get_trials(deepcopy=False, states=FINISHED)
-            seconds = sum(t.user_attrs["seconds"] for t in trials)
-            left = _seconds_left(len(trials), seconds, minutes, evaluations)
+            known = study.get_trials(deepcopy=False)  # once: many workers' unfinished trials are dear to read
+            at_work = 0 if heartbeat is None else heartbeat.watch(known)
+            trials = [trial for trial in known if trial.state in FINISHED]
+            seconds = _seconds(trials)
+            minutes_left = minutes
+            if minutes is not None:
+                minutes_left -= spent_seconds() / 60 + (_finals_minutes(trials, fitness, settings) if finals else 0.0)
+            left = _seconds_left(len(trials), seconds / (1 + at_work), minutes_left, evaluations)
             on_progress(SearchState(len(trials), seconds, left, best_of(study)))
             if left <= 0:
                 break
-            evaluate_next(study, space, fitness)
+            if evaluations is not None and len(trials) + at_work >= evaluations:
+                time.sleep(_POLL)  # the others are at the last candidates, and one that is lost comes back
+                continue
+            trial, schedule = ask_schedule(study, space)
+            with heartbeat.beating(trial) if heartbeat else nullcontext():
+                evaluate(study, trial, schedule, space, fitness)
+        if finals:
+            hold_finals(study, fitness, settings.finalists)
     except KeyboardInterrupt:
         interrupted = True
-    _forget_unfinished(study)
+    if heartbeat is None:
+        _forget_unfinished(study)
     return SearchResult(candidates_of(study), best_of(study), interrupted, seconds)
 
 
@@ -140,9 +187,8 @@ def candidates_of(study: optuna.Study) -> list[Candidate]:
 
 
 def best_of(study: optuna.Study) -> Candidate | None:
-    """Return the candidate of lowest rFID among those near the best paired error, the earlier of equals."""
-    judged = near_best(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-    best = min(judged, key=lambda trial: (trial.user_attrs["evaluation"]["rfid"], trial.number), default=None)
+    """Return the candidate of lowest rFID among those near the best paired error; where finals were held, by these."""
+    best = best_trial(study)
     return None if best is None else _candidate(best)
 
 
@@ -169,11 +215,22 @@ def _forget_unfinished(study: optuna.Study) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
-def _seconds_left(finished: int, seconds: float, minutes: float | None, evaluations: int | None) -> float:
+def _seconds(finished: list[FrozenTrial]) -> float:
+    return sum(trial.user_attrs["seconds"] for trial in finished)
+
+
+def _finals_minutes(finished: list[FrozenTrial], fitness: Fitness, settings: SearchSettings) -> float:
+    """Return the time that the finals will take: their samples are twice as many, and so are the teacher's."""
+    judged = [trial.user_attrs["seconds"] for trial in finished if trial.state is TrialState.COMPLETE]
+    longest = max(judged, default=0.0)  # without predictions to take over
+    return (2 * settings.finalists * longest + fitness.teacher_seconds * (settings.finalists > 0)) / 60
+
+
+def _seconds_left(finished: int, seconds: float, minutes_left: float | None, evaluations: int | None) -> float:
     """Return the time to the first budget's end, from the mean time of a candidate so far."""
     left = float("inf")
-    if minutes is not None:
-        left = minutes * 60 - seconds
+    if minutes_left is not None:
+        left = minutes_left * 60
     if evaluations is not None:
         left = min(left, (evaluations - finished) * (seconds / finished if finished else 60.0))
     return left

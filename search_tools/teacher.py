@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from flexi_core.demo.model import DEFAULT_CFG
 from flexi_core.errors import FlexiError
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 # Seeds of different uses never meet: the search sees none of the samples that judge its result.
 SEARCH_SEEDS = 0
 JUDGE_SEEDS = 1_000_000
+
+_CHECKSUM = "sha256"
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class TeacherStore:
         for path in sorted(self._folder.glob(f"{self._key}-{seed}-*.safetensors")):
             if int(path.stem.rsplit("-", 1)[1]) >= count:
                 try:
-                    return load_file(path)["latents"][:count]
-                except (OSError, SafetensorError) as error:
+                    return _checked(path)[:count]
+                except (OSError, SafetensorError, ValueError) as error:
                     log.warning("%s: the stored teacher samples cannot be read (%s); they are made again", path, error)
         return None
 
@@ -79,6 +81,19 @@ class TeacherStore:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with replace_file(path) as temporary:
-                save_file({"latents": latents.contiguous()}, temporary)
+                save_file({"latents": latents.contiguous()}, temporary, {_CHECKSUM: _checksum(latents)})
         except OSError as error:
             log.warning("%s: the teacher's samples cannot be stored (%s); set FLEXI_CACHE to a folder that can", path, error)
+
+
+def _checked(path: Path) -> torch.Tensor:
+    """Return the latents of a file, which another machine may have written to a shared disk."""
+    with safe_open(path, "pt") as file:
+        latents, checksum = file.get_tensor("latents"), (file.metadata() or {}).get(_CHECKSUM)
+    if checksum != _checksum(latents):
+        raise ValueError("its content is not what was stored")
+    return latents
+
+
+def _checksum(latents: torch.Tensor) -> str:
+    return hashlib.sha256(latents.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()

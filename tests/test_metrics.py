@@ -5,10 +5,26 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 
 from flexi_core import FlexiError
-from flexi_core.metrics import bootstrap_interval, frechet_distance, kendall_tau, latent_mse, psnr_db, rfid, ssim
+from flexi_core.metrics import (
+    Manifold,
+    bootstrap_interval,
+    bootstrap_statistic,
+    frechet_distance,
+    frechet_interval,
+    inception_score,
+    kendall_tau,
+    kendall_tau_within,
+    latent_mse,
+    precision,
+    psnr_db,
+    recall,
+    rfid,
+    ssim,
+)
 
 
 def normal(n: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -169,6 +185,13 @@ def test_kendalls_tau_by_hand():
     assert math.isnan(kendall_tau([1, 2, 3], [5, 5, 5]))
 
 
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_kendalls_tau_agrees_with_scipys_with_and_without_ties(levels):
+    rng = np.random.default_rng(levels)
+    a, b = rng.integers(levels, size=(2, 40))
+    assert kendall_tau(a, b) == pytest.approx(scipy.stats.kendalltau(a, b).statistic)
+
+
 def test_the_bootstrap_interval_holds_the_mean_as_often_as_it_says():
     hits = 0
     for seed in range(200):
@@ -183,3 +206,118 @@ def test_the_bootstrap_interval_is_its_seeds_and_narrows_with_samples():
     assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
     few, many = (bootstrap_interval(values[:n]) for n in (25, 400))
     assert many[1] - many[0] < 0.5 * (few[1] - few[0])
+
+
+def by_loops(samples: torch.Tensor, reference: torch.Tensor, k: int) -> float:
+    """Return Kynkaanniemi et al. (2019), Eq. 1-2, one pair at a time."""
+    inside = 0
+    for sample in samples:
+        for i, point in enumerate(reference):
+            others = sorted(float((point - other).norm()) for j, other in enumerate(reference) if j != i)
+            if float((sample - point).norm()) <= others[k - 1]:
+                inside += 1
+                break
+    return inside / len(samples)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_precision_and_recall_agree_with_the_definition(k):
+    a, b = normal(30, 4, 1), normal(25, 4, 2) * 1.5 + 0.5
+    assert precision(a, b, k) == pytest.approx(by_loops(a, b, k))
+    assert recall(a, b, k) == pytest.approx(by_loops(b, a, k))
+    assert 0 < precision(a, b, k) < 1
+
+
+def test_equal_sets_lie_on_each_others_manifold_and_distant_ones_do_not():
+    a = normal(40, 8).float() * 1e3  # far from 0, where distances by matrix products lose their digits
+    assert precision(a, a.flip(0)) == recall(a, a.flip(0)) == 1
+    assert precision(a, a + 1e6) == recall(a, a + 1e6) == 0
+
+
+def test_narrower_samples_are_precise_and_wider_ones_recall():
+    a, b = normal(300, 3, 1), normal(300, 3, 2)
+    assert precision(a * 0.3, b) > 0.95 > 0.6 > recall(a * 0.3, b)
+    assert recall(a * 3, b) > 0.9 > 0.6 > precision(a * 3, b)
+
+
+def test_repeated_points_have_a_ball_of_no_width():
+    points = torch.zeros(4, 2, dtype=torch.float64)
+    assert Manifold(points).holds(torch.tensor([[0.0, 0.0], [0.0, 1e-9]])).tolist() == [True, False]
+
+
+def test_a_manifold_of_too_few_points_is_refused():
+    with pytest.raises(FlexiError, match="3 and 3 samples; a manifold of k = 3 needs at least 4"):
+        Manifold(normal(3, 2))
+    with pytest.raises(FlexiError, match="features of shapes"):
+        Manifold(normal(9, 2)).holds(normal(9, 3))
+
+
+def test_the_inception_score_by_hand():
+    certain = torch.eye(5).repeat(4, 1)
+    assert inception_score(certain) == pytest.approx(5)  # every class, each for certain
+    assert inception_score(certain[[0, 5, 10]]) == pytest.approx(1)  # one class only
+    assert inception_score(torch.full((7, 5), 0.2)) == pytest.approx(1)  # nothing is certain
+    p = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+    assert inception_score(p) == pytest.approx(math.exp(0.9 * math.log(1.8) + 0.1 * math.log(0.2)))
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(3, 2), torch.ones(3), torch.zeros(0, 2), torch.tensor([[1.5, -0.5]])])
+def test_what_are_no_class_probabilities_is_refused(wrong):
+    with pytest.raises(FlexiError, match="class probabilities of shape"):
+        inception_score(wrong)
+
+
+def test_tau_within_groups_does_not_see_what_lies_between_them():
+    groups = [1, 1, 1, 2, 2, 2]
+    assert kendall_tau_within([1, 2, 3, 11, 12, 13], [3, 2, 1, 30, 20, 10], groups) == -1
+    assert kendall_tau([1, 2, 3, 11, 12, 13], [3, 2, 1, 30, 20, 10]) > 0
+    assert kendall_tau_within([1, 2, 3, 5, 5, 5], [1, 2, 3, 4, 5, 6], groups) == 1  # the second group ranks nothing
+    assert math.isnan(kendall_tau_within([1, 2, 3], [1, 2, 3], [1, 2, 3]))
+
+
+def test_the_interval_of_a_mean_is_the_same_by_either_bootstrap():
+    values = normal(80, 1, 5).flatten()
+    direct = bootstrap_interval(values, resamples=4000)
+    general = bootstrap_statistic(lambda picks: float(values[picks].mean()), 80, resamples=4000)
+    assert general == pytest.approx(direct, abs=0.03)
+
+
+def test_the_interval_of_tau_holds_the_true_tau_as_often_as_it_says():
+    rho = 0.6
+    exact = 2 / math.pi * math.asin(rho)  # Kendall's tau of a Gaussian pair (Greiner's relation)
+    hits = 0
+    for seed in range(60):
+        pair = normal(50, 2, seed)
+        a, b = pair[:, 0], rho * pair[:, 0] + math.sqrt(1 - rho**2) * pair[:, 1]
+        low, high = bootstrap_statistic(lambda p, a=a, b=b: kendall_tau(a[p], b[p]), 50, resamples=200, seed=seed)
+        hits += low < exact < high
+    assert 0.85 < hits / 60 <= 1
+
+
+def test_resampling_in_groups_leaves_their_sizes():
+    groups = [7] * 3 + [8] * 5
+    sums = []
+    bootstrap_statistic(lambda picks: float(sums.append((picks < 3).sum()) or 0), 8, groups=groups, resamples=20)
+    assert set(sums) == {3}
+
+
+def test_a_statistic_that_is_never_defined_has_no_interval():
+    assert all(math.isnan(end) for end in bootstrap_statistic(lambda picks: math.nan, 5, resamples=10))
+
+
+def test_the_frechet_interval_holds_what_other_samples_as_many_give():
+    reference = normal(2000, 4, 99)
+    draws = [normal(60, 4, seed) * 1.2 + 0.3 for seed in range(40)]
+    typical = float(np.mean([frechet_distance(draw, reference) for draw in draws]))
+    intervals = [frechet_interval(draw, reference, paired=False) for draw in draws]
+    assert np.mean([low <= typical <= high for low, high in intervals]) > 0.75
+    assert all(low <= frechet_distance(d, reference) <= high for d, (low, high) in zip(draws, intervals, strict=True))
+
+
+def test_paired_samples_make_the_interval_of_rfid_narrow():
+    teacher = normal(60, 4, 1)
+    near = teacher + 0.05 * normal(60, 4, 2)
+    paired, free = (frechet_interval(near, teacher, paired=paired) for paired in (True, False))
+    assert paired[1] - paired[0] < 0.3 * (free[1] - free[0])
+    assert paired[0] <= rfid(near, teacher) <= paired[1]
+    assert frechet_interval(teacher, teacher, paired=True) == pytest.approx((0, 0), abs=1e-9)

@@ -5,6 +5,7 @@ import { app } from "/scripts/app.js";
 const COLOURS = { F: "#3d7ff0", P: "#35b597", N: "#565c69", X: "#f0a63c" };
 const SHARES = { F: 1, P: 0.5, N: 0.08, X: 0.2 }; // height of a cell
 const STRIP_HEIGHT = 26; // pixels
+const LINE_HEIGHT = 14; // pixels, of the text under the strip
 const MAX_STEPS = 2000; // drawn while typing
 const WITH_STRIP = ["FlexiSchedule", "FlexiPreset", "FlexiLoadSchedule"];
 
@@ -36,6 +37,20 @@ function drawStrip(context, steps, width, top) {
   context.restore();
 }
 
+/** Draw a line of text under the strip, cut where the node ends. */
+function drawLine(context, text, width, top) {
+  context.save();
+  context.beginPath();
+  context.rect(15, top, width - 30, LINE_HEIGHT + 2);
+  context.clip();
+  context.fillStyle = "rgba(160, 160, 160, 1)";
+  context.font = "10px sans-serif";
+  context.textAlign = "left";
+  context.textBaseline = "top";
+  context.fillText(text, 15, top + 2);
+  context.restore();
+}
+
 function settings(node) {
   return JSON.stringify(node.widgets?.filter((widget) => widget.type !== "flexi_strip").map((widget) => widget.value) ?? []);
 }
@@ -45,15 +60,20 @@ function addStrip(node) {
     name: "flexi_strip",
     type: "flexi_strip",
     steps: "", // of the last execution
+    line: "", // what the file says that it was made for, where the node loads one
     settings: "", // the node's at that time; with others the steps are not known
     options: { serialize: false },
     serialize: false,
-    computeSize: (width) => [width, STRIP_HEIGHT + 4],
+    computeSize(width) {
+      return [width, STRIP_HEIGHT + 4 + (this.line ? LINE_HEIGHT : 0)];
+    },
     draw(context, _node, width, top) {
       const text = node.widgets?.find((widget) => widget.name === "text");
       const linked = node.inputs?.some((input) => input.name === "text" && input.link != null);
-      const executed = settings(node) === this.settings ? this.steps : "";
+      const known = settings(node) === this.settings;
+      const executed = known ? this.steps : "";
       drawStrip(context, text && !linked ? letters(text.value) : executed, width, top);
+      if (known && this.line) drawLine(context, this.line, width, top + STRIP_HEIGHT);
     },
   };
   node.addCustomWidget(strip);
@@ -94,6 +114,7 @@ app.registerExtension({
       });
       extend(nodeType, "onExecuted", function (output) {
         this.flexiStrip.steps = letters(output?.flexi_steps?.[0] ?? "");
+        this.flexiStrip.line = String(output?.text?.[0] ?? "");
         this.flexiStrip.settings = settings(this);
         this.setDirtyCanvas?.(true, true);
       });

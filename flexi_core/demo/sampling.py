@@ -7,6 +7,7 @@ the host, so what a schedule does here it does there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -16,25 +17,24 @@ from ..replay import Replay
 from ..run import Run
 from ..schedule import Schedule
 from ..unet_steps import NetworkCall
-from .model import DemoModel
-from .scenes import Caption
+from .model import SmallModel
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x [B, ...], sigma scalar) -> denoised [B, ...]
 Progress = Callable[[int, int], None]
 
 
-def sigmas_normal(model: DemoModel, steps: int) -> torch.Tensor:
+def sigmas_normal(model: SmallModel, steps: int) -> torch.Tensor:
     """Return the host's `normal` grid [steps + 1]: even in timesteps."""
     return torch.cat([model.sigma(torch.linspace(999, 0, steps)), torch.zeros(1)])
 
 
-def sigmas_simple(model: DemoModel, steps: int) -> torch.Tensor:
+def sigmas_simple(model: SmallModel, steps: int) -> torch.Tensor:
     """Return the host's `simple` grid [steps + 1]: training levels at even strides from the top."""
     stride = len(model.sigmas) / steps
     return torch.cat([torch.stack([model.sigmas[-(1 + int(i * stride))] for i in range(steps)]), torch.zeros(1)])
 
 
-def sigmas_karras(model: DemoModel, steps: int, rho: float = 7.0) -> torch.Tensor:
+def sigmas_karras(model: SmallModel, steps: int, rho: float = 7.0) -> torch.Tensor:
     """Return the grid [steps + 1] of Karras et al. (2022), Eq. 5."""
     low, high = model.sigmas[0] ** (1 / rho), model.sigmas[-1] ** (1 / rho)
     return torch.cat([(high + torch.linspace(0, 1, steps) * (low - high)) ** rho, torch.zeros(1)])
@@ -85,7 +85,7 @@ SAMPLERS: dict[str, Callable[[Denoiser, torch.Tensor, torch.Tensor], torch.Tenso
     "heun": sample_heun,
     "dpmpp_2m": sample_dpmpp_2m,
 }
-SCHEDULERS: dict[str, Callable[[DemoModel, int], torch.Tensor]] = {
+SCHEDULERS: dict[str, Callable[[SmallModel, int], torch.Tensor]] = {
     "normal": sigmas_normal,
     "simple": sigmas_simple,
     "karras": sigmas_karras,
@@ -99,47 +99,47 @@ def make_noise(seed: int, count: int, shape: tuple[int, ...] = (3, 32, 32)) -> t
 
 @torch.inference_mode()
 def sample(
-    model: DemoModel,
+    model: SmallModel,
     schedule: Schedule | Plan,
     sigmas: torch.Tensor,
     noise: torch.Tensor,
-    captions: Sequence[Caption],
+    prompts: Sequence[Any] | None = None,
     *,
     sampler: str = "euler",
     cfg: float,
     progress: Progress | None = None,
     replay: Replay | None = None,
 ) -> tuple[torch.Tensor, Run]:
-    """Sample images under a schedule.
+    """Sample latents under a schedule; the embedded model's are images.
 
     Args:
-        model: the embedded model.
+        model: the embedded model, or one from a file.
         schedule: of any length (it is mapped to the run), or a plan for exactly these sigmas.
         sigmas: noise levels [n + 1], the last 0.
-        noise: unit noise [B, 3, 32, 32].
-        captions: B of them.
+        noise: unit noise [B, C, H, W].
+        prompts: B of what the model is conditioned on, captions or class numbers; None for a model without conditioning.
         sampler: a name of `SAMPLERS`.
-        cfg: guidance scale; 1 leaves the unconditional half out.
+        cfg: guidance scale; 1 leaves the unconditional half out, and so does a model without conditioning.
         progress: called with the steps done and the steps in all.
         replay: where predictions are looked up before they are computed.
 
     Returns:
-        images [B, 3, 32, 32], -1..1 but for the sampler's overshoot; and the run, for its report.
+        latents [B, C, H, W], images -1..1 but for the sampler's overshoot; and the run, for its report.
 
     Raises:
-        FlexiError: the sampler is not known, or noise and captions are not as many.
+        FlexiError: the sampler is not known, or noise and prompts are not as many.
     """
     if sampler not in SAMPLERS:
-        raise FlexiError(f"unknown sampler {sampler!r}; the embedded model has {', '.join(SAMPLERS)}")
-    if len(captions) != noise.shape[0]:
-        raise FlexiError(f"{len(captions)} captions for {noise.shape[0]} samples; give one for each")
+        raise FlexiError(f"unknown sampler {sampler!r}; the embedded runtime has {', '.join(SAMPLERS)}")
+    if prompts is not None and len(prompts) != noise.shape[0]:
+        raise FlexiError(f"{len(prompts)} prompts for {noise.shape[0]} samples; give one for each")
     plan = schedule if isinstance(schedule, Plan) else make_plan(schedule, sigmas.tolist())
     run = Run(plan, replay=replay)
-    cond, uncond = model.context(captions), model.context([Caption()] * len(captions))
+    cond, uncond = model.conditioning(prompts, noise.shape[0])
+    guided = cfg != 1.0 and uncond is not None
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         def compute() -> torch.Tensor:
-            guided = cfg != 1.0
             rows = torch.cat([x, x]) if guided else x
             call = NetworkCall(
                 rows / (sigma**2 + 1).sqrt(),
@@ -147,8 +147,7 @@ def sample(
                 torch.cat([uncond, cond]) if guided else cond,
                 options={"uuids": ["uncond", "cond"] if guided else ["cond"], "cond_or_uncond": [1, 0] if guided else [0]},
             )
-            eps = run.forward(model.unet, call, float(sigma), model.unet._forward)
-            denoised = rows - sigma * eps
+            denoised = model.denoised(rows, sigma, run.forward(model.unet, call, float(sigma), model.unet._forward))
             if not guided:
                 return denoised
             without, with_ = denoised.chunk(2)

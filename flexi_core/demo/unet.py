@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..errors import FlexiError
-
 GROUPS = 32  # fixed in the LDM layout
 
 
@@ -28,28 +26,38 @@ def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """Layers in order; a layer gets the timestep embedding or the context if it takes one."""
+    """Layers in order; a layer gets what it takes: the timestep embedding, the context, or the size of the next skip."""
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, emb: torch.Tensor, context: torch.Tensor | None, size: torch.Size | None = None
+    ) -> torch.Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
             elif isinstance(layer, SpatialTransformer):
                 x = layer(x, context)
+            elif isinstance(layer, Upsample):
+                x = layer(x, size)
             else:
                 x = layer(x)
         return x
 
 
 class ResBlock(nn.Module):
-    """Two convolutions; the timestep scales and shifts the features between them (Dhariwal and Nichol, 2021)."""
+    """Two convolutions; the timestep scales and shifts the features between them (Dhariwal and Nichol, 2021), or only shifts.
 
-    def __init__(self, channels: int, emb_channels: int, out_channels: int) -> None:
+    Args:
+        channels, emb_channels, out_channels: of the features, of the timestep's embedding, of the result.
+        scale_shift: scale and shift after the normalisation; otherwise shift before it.
+    """
+
+    def __init__(self, channels: int, emb_channels: int, out_channels: int, scale_shift: bool) -> None:
         super().__init__()
+        self.scale_shift = scale_shift
         self.in_layers = nn.Sequential(
             nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, (1 + scale_shift) * out_channels))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(GROUPS, out_channels),
             nn.SiLU(),
@@ -59,7 +67,10 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        scale, shift = self.emb_layers(emb)[..., None, None].chunk(2, dim=1)
+        emb = self.emb_layers(emb)[..., None, None]
+        if not self.scale_shift:
+            return self.skip_connection(x) + self.out_layers(self.in_layers(x) + emb)
+        scale, shift = emb.chunk(2, dim=1)
         h = self.out_layers[0](self.in_layers(x)) * (1 + scale) + shift
         return self.skip_connection(x) + self.out_layers[1:](h)
 
@@ -120,24 +131,37 @@ class BasicTransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the pixels of x [B, C, H, W] with cross-attention to the context (Rombach et al., 2022)."""
+    """Transformer blocks over the pixels of x [B, C, H, W] with cross-attention to the context (Rombach et al., 2022).
 
-    def __init__(self, channels: int, dim_head: int, depth: int, context_dim: int) -> None:
+    Args:
+        channels: of x.
+        heads, dim_head: attention heads, and the width of each.
+        depth: blocks; with none the two projections are left, as in the host.
+        context_dim: width of the context tokens.
+        linear: projections as linear layers on tokens, not as convolutions; only the weights' shapes differ.
+    """
+
+    def __init__(self, channels: int, heads: int, dim_head: int, depth: int, context_dim: int, linear: bool) -> None:
         super().__init__()
-        heads = channels // dim_head
+        inner = heads * dim_head
+        self.linear = linear
         self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
-        self.proj_in = nn.Conv2d(channels, heads * dim_head, 1)
+        self.proj_in = nn.Linear(channels, inner) if linear else nn.Conv2d(channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(heads * dim_head, heads, dim_head, context_dim) for _ in range(depth)
+            BasicTransformerBlock(inner, heads, dim_head, context_dim) for _ in range(depth)
         )
-        self.proj_out = _zeroed(nn.Conv2d(heads * dim_head, channels, 1))
+        self.proj_out = _zeroed(nn.Linear(inner, channels) if linear else nn.Conv2d(inner, channels, 1))
 
     def forward(self, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
         height = x.shape[2]
-        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        h = self.norm(x)
+        h = rearrange(h if self.linear else self.proj_in(h), "b c h w -> b (h w) c")
+        h = self.proj_in(h) if self.linear else h
         for block in self.transformer_blocks:
             h = block(h, context)
-        return self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height).contiguous()) + x
+        h = self.proj_out(h) if self.linear else h
+        h = rearrange(h, "b (h w) c -> b c h w", h=height).contiguous()
+        return (h if self.linear else self.proj_out(h)) + x
 
 
 class Downsample(nn.Module):
@@ -154,8 +178,9 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+    def forward(self, x: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        # To the size of the next skip, which is odd where the downsampling rounded up.
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
 class UNet(nn.Module):
@@ -166,12 +191,14 @@ class UNet(nn.Module):
         model_channels: width of the shallowest level; a multiple of 32, the layout's group count.
         channel_mult: width of each level, in model_channels.
         num_res_blocks: residual blocks per level, one number each.
-        transformer_depth: transformer blocks after each input residual block, shallow to deep (0: none).
+        transformer_depth: transformer blocks after each input residual block, shallow to deep (0: no transformer).
         transformer_depth_output: the same for the output blocks, in the host's order, popped from the end (deepest first).
-        transformer_depth_middle: transformer blocks in the middle.
-        num_head_channels: width of one attention head.
-        context_dim: width of the context tokens.
-        use_scale_shift_norm: must be True, the form of residual block that this runtime has.
+        transformer_depth_middle: transformer blocks in the middle; as in the host, 0 leaves the transformer's projections, and
+            -1 one residual block alone.
+        num_heads, num_head_channels: attention heads, or the width of one; the width, where it is given, decides.
+        context_dim: width of the context tokens; None where there is no transformer.
+        use_scale_shift_norm: the timestep scales and shifts the features; otherwise it shifts them.
+        use_linear_in_transformer: transformers project with linear layers.
     """
 
     def __init__(
@@ -185,19 +212,27 @@ class UNet(nn.Module):
         transformer_depth: list[int],
         transformer_depth_output: list[int],
         transformer_depth_middle: int,
-        num_head_channels: int,
-        context_dim: int,
+        num_heads: int = -1,
+        num_head_channels: int = -1,
+        context_dim: int | None = None,
         use_scale_shift_norm: bool = True,
+        use_linear_in_transformer: bool = False,
     ) -> None:
         super().__init__()
-        if not use_scale_shift_norm:
-            raise FlexiError("the embedded U-Net has use_scale_shift_norm; the weights' unet_config turns it off")
         self.model_channels = model_channels
         emb_dim = model_channels * 4
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
 
+        def residual(channels: int, out: int) -> ResBlock:
+            return ResBlock(channels, emb_dim, out, use_scale_shift_norm)
+
+        def transformer(channels: int, depth: int) -> SpatialTransformer:
+            heads = num_heads if num_head_channels == -1 else channels // num_head_channels
+            width = channels // num_heads if num_head_channels == -1 else num_head_channels
+            return SpatialTransformer(channels, heads, width, depth, context_dim, use_linear_in_transformer)
+
         def transformers(channels: int, depth: int) -> list[nn.Module]:
-            return [SpatialTransformer(channels, num_head_channels, depth, context_dim)] if depth > 0 else []
+            return [transformer(channels, depth)] if depth > 0 else []
 
         depths = list(transformer_depth)
         ch = model_channels
@@ -206,23 +241,24 @@ class UNet(nn.Module):
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks[level]):
                 out = mult * model_channels
-                self.input_blocks.append(TimestepEmbedSequential(ResBlock(ch, emb_dim, out), *transformers(out, depths.pop(0))))
+                self.input_blocks.append(TimestepEmbedSequential(residual(ch, out), *transformers(out, depths.pop(0))))
                 ch = out
                 skips.append(ch)
             if level != len(channel_mult) - 1:
                 self.input_blocks.append(TimestepEmbedSequential(Downsample(ch)))
                 skips.append(ch)
 
-        self.middle_block = TimestepEmbedSequential(
-            ResBlock(ch, emb_dim, ch), *transformers(ch, transformer_depth_middle), ResBlock(ch, emb_dim, ch)
-        )
+        middle = [residual(ch, ch)]
+        if transformer_depth_middle >= 0:
+            middle += [transformer(ch, transformer_depth_middle), residual(ch, ch)]
+        self.middle_block = TimestepEmbedSequential(*middle)
 
         depths = list(transformer_depth_output)
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mult))):
             for i in range(num_res_blocks[level] + 1):
                 out = mult * model_channels
-                layers = [ResBlock(ch + skips.pop(), emb_dim, out), *transformers(out, depths.pop())]
+                layers = [residual(ch + skips.pop(), out), *transformers(out, depths.pop())]
                 ch = out
                 if level and i == num_res_blocks[level]:
                     layers.append(Upsample(ch))
@@ -249,7 +285,7 @@ class UNet(nn.Module):
             skip = skips.pop()
             for patch in options.get("patches", {}).get("output_block_patch", ()):
                 h, skip = patch(h, skip, options)
-            h = block(torch.cat([h, skip], dim=1), emb, context)
+            h = block(torch.cat([h, skip], dim=1), emb, context, skips[-1].shape[2:] if skips else None)
         return self.out(h)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import isfinite
+from typing import Any
+
 from optuna import Study
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -10,8 +13,11 @@ from flexi_core.replay import PredictionStore
 from .. import console
 from ..backend import Backend
 from ..fitness import Fitness
+from ..heartbeat import GRACE, Heartbeat
+from ..lock import study_lock
 from ..settings import SearchSettings
 from ..space import Space
+from ..storage import is_shared
 from ..study import SearchResult, SearchState, open_study, run_search
 
 PREDICTION_BYTES = 2**30
@@ -25,6 +31,8 @@ def run(
     *,
     minutes: float | None = None,
     evaluations: int | None = None,
+    grace: float = GRACE,
+    finals: bool = True,
 ) -> tuple[Study, Space, SearchResult]:
     """Open the study of these settings, or go on with it, until a budget of the whole study is spent.
 
@@ -35,8 +43,22 @@ def run(
         name: of the study; made from the settings by default.
         minutes: of evaluation time.
         evaluations: candidates.
+        grace: seconds of silence after which a candidate of this process may be taken for lost, where others search too.
+        finals: whether the best are judged on more samples in the end.
+
+    Raises:
+        FlexiError: another process searches the same study of an SQLite file, or the storage fails.
     """
-    study = open_study(storage, name or settings.default_name, settings)
+    name = name or settings.default_name
+    with study_lock(storage, name):
+        study = open_study(storage, name, settings)
+        heartbeat = Heartbeat(study, grace) if is_shared(storage) else None
+        return study, *_run(
+            study, backend, settings, minutes=minutes, evaluations=evaluations, heartbeat=heartbeat, finals=finals
+        )
+
+
+def _run(study: Study, backend: Backend, settings: SearchSettings, **how: Any) -> tuple[Space, SearchResult]:
     space = settings.space(backend.cost)
     with console.progress_bar("samples") as bar:
         fitness = Fitness(
@@ -51,8 +73,8 @@ def run(
                 f"rFID {state.best.evaluation.rfid:.3g}, {state.best.evaluation.psnr_db:.1f} dB" if state.best else "none yet"
             )
             done = state.seconds / max(state.seconds + state.seconds_left, 1e-9)
-            left = f"{max(state.seconds_left, 0):.0f} s"
+            left = f"{max(state.seconds_left, 0):.0f} s" if isfinite(state.seconds_left) else "?"
             progress.update(task, completed=done, left=left, description=f"search: {state.finished} candidates, best {best}")
 
-        result = run_search(study, space, fitness, minutes=minutes, evaluations=evaluations, on_progress=on_progress)
-    return study, space, result
+        result = run_search(study, space, fitness, on_progress=on_progress, **how)
+    return space, result

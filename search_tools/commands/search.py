@@ -9,19 +9,57 @@ from typing import Annotated
 import typer
 
 from flexi_core import FlexiError, save_schedule
-from flexi_core.demo.model import DEFAULT_CFG
+from flexi_core.demo.sampling import SAMPLERS, SCHEDULERS
 
 from .. import console
-from ..teacher import JUDGE_SEEDS, TeacherSettings
-from .options import Json, Sampler, Scheduler, Seed, SpaceChoice
+from ..strategies import STRATEGIES
+from ..teacher import JUDGE_SEEDS
+from .options import (
+    BaseDirectory,
+    Checkpoint,
+    ClipVision,
+    ComfyUI,
+    Grace,
+    HostChoice,
+    Json,
+    Negative,
+    NodeId,
+    Prompt,
+    PromptsFile,
+    Seed,
+    Size,
+    SpaceChoice,
+    Strategy,
+    UNetFile,
+    WorkflowFile,
+    default_out,
+    open_chosen_backend,
+)
 
 
 @console.one_line_errors
 def search(
     steps: Annotated[int, typer.Option(help="Steps of the teacher.")] = 50,
-    sampler: Annotated[Sampler, typer.Option(help="Sampler of the teacher.")] = Sampler.euler,
-    scheduler: Annotated[Scheduler, typer.Option(help="Scheduler of the teacher.")] = Scheduler.normal,
-    cfg: Annotated[float, typer.Option(min=0.0, help="Guidance scale of the teacher.")] = DEFAULT_CFG,
+    sampler: Annotated[
+        str, typer.Option(help=f"Sampler of the teacher: {', '.join(SAMPLERS)}; with --checkpoint any of ComfyUI's.")
+    ] = "euler",
+    scheduler: Annotated[
+        str, typer.Option(help=f"Scheduler of the teacher: {', '.join(SCHEDULERS)}; with --checkpoint any of ComfyUI's.")
+    ] = "normal",
+    cfg: Annotated[
+        float | None, typer.Option(min=0.0, help="Guidance scale of the teacher. [default: 3; 1 without conditioning]")
+    ] = None,
+    unet: UNetFile = None,
+    size: Size = None,
+    comfyui: ComfyUI = None,
+    workflow: WorkflowFile = None,
+    node: NodeId = None,
+    prompts: PromptsFile = None,
+    base_directory: BaseDirectory = None,
+    checkpoint: Checkpoint = None,
+    prompt: Prompt = "",
+    negative: Negative = "",
+    clip_vision: ClipVision = None,
     speedup: Annotated[float, typer.Option(min=1.0, help="Least reduction of the network's MACs.")] = 5.0,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Budget of the study, evaluation time. [default: 10]")] = None,
     evaluations: Annotated[int | None, typer.Option(min=1, help="Budget of the study, candidates.")] = None,
@@ -29,32 +67,50 @@ def search(
     storage: Annotated[str, typer.Option(help="Optuna storage URL.")] = "sqlite:///flexi_studies.db",
     study: Annotated[str | None, typer.Option(help="Study name. [default: made from the settings]")] = None,
     out: Annotated[Path | None, typer.Option(help="Schedule file. [default: made from the settings]")] = None,
+    strategy: Annotated[Strategy, typer.Option(help="nsga2 searches a whole front: take any speed-up with flexi pareto.")] = (
+        Strategy[STRATEGIES[0]]
+    ),
     space: Annotated[
-        SpaceChoice, typer.Option(help="paper: full, partial, removed null; free: full and extrapolated null.")
-    ] = (SpaceChoice.all),
+        SpaceChoice,
+        typer.Option(help="paper: equal segments, removed null steps; paper-x: extrapolated ones; free: any segments."),
+    ] = SpaceChoice.all,
     samples: Annotated[int, typer.Option(min=16, help="Teacher samples that the search compares with.")] = 32,
+    finalists: Annotated[int, typer.Option(min=0, help="How many of the best meet again on twice the samples.")] = 4,
+    create_only: Annotated[bool, typer.Option("--create-only", help="Only make the study; flexi worker searches it.")] = False,
+    grace: Grace = None,
     as_json: Json = False,
 ) -> None:
-    """Search a schedule for a sampling run of the embedded model; the same command goes on where it was stopped."""
-    from ..embedded import EmbeddedBackend
+    """Search a schedule for a sampling run; the same command goes on where it stopped.
+
+    The run is one of the embedded model, of --unet, or, with --comfyui, of a workflow or a checkpoint of the user's own.
+    """
     from ..judge import Judge
     from ..settings import SearchSettings
     from ..space import FAMILIES
-    from ..study import with_results
-    from .running import run
+    from ..study import open_study, with_results
+    from .running import GRACE, run
 
-    settings = TeacherSettings(sampler.value, scheduler.value, steps, cfg)
     if minutes is None and evaluations is None:
         minutes = 10.0
-    out = out or Path(f"flexi_{settings.sampler}_{steps}_{speedup:g}x.json")
-    if not out.parent.is_dir():
+    if out is not None and not out.parent.is_dir():
         raise FlexiError(f"the folder {out.parent} does not exist; make it or give another --out")
-    if out.is_dir():
+    if out is not None and out.is_dir():
         raise FlexiError(f"{out} is a folder; give --out the name of a file")
-    backend = EmbeddedBackend(settings)
+    host = HostChoice(comfyui, workflow, node, prompts, base_directory, checkpoint, prompt, negative, clip_vision)
+    backend = open_chosen_backend(sampler, scheduler, steps, cfg, unet=unet, size=size, host=host)
+    out = out or default_out(backend, speedup)
     families = FAMILIES if space is SpaceChoice.all else (space.value,)
-    wanted = SearchSettings.of(backend, speedup, samples, families=families, seed=seed)
-    opened, _, result = run(backend, wanted, storage, study, minutes=minutes, evaluations=evaluations)
+    wanted = SearchSettings.of(
+        backend, speedup, samples, families=families, strategy=strategy.value, seed=seed, finalists=finalists
+    )
+    if create_only:
+        opened = open_study(storage, study or wanted.default_name, wanted)
+        if as_json:
+            console.print_json({"study": opened.study_name})
+            return
+        console.out.print(f"study      {opened.study_name}", markup=False, highlight=False, soft_wrap=True)
+        return
+    opened, _, result = run(backend, wanted, storage, study, minutes=minutes, evaluations=evaluations, grace=grace or GRACE)
     if result.best is None:
         raise FlexiError("the search was interrupted before its first candidate; run the same command to go on")
     if result.interrupted:

@@ -1,13 +1,23 @@
 """The embedded runtime and the host: the same weights, noise and noise levels make the same pictures."""
 
+import ast
+import importlib
+import json
+import re
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from flexi_core import Schedule
 from flexi_core.demo import sampling
 from flexi_core.demo.model import DemoModel
 from flexi_core.demo.scenes import parse_caption
+from flexi_core.demo.unet_file import FileModel
+from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 
+PACK = Path(__file__).parents[2]
 STEPS = 8
 MIXED = "2*(F)|FPX@2|FPN@3"
 CAPTION = "a small green ring at the top left on a brown background"
@@ -44,8 +54,73 @@ def test_samplers_agree_with_the_hosts(host, demo_model, embedded, apply, sample
 
 
 def test_fingerprints_agree_with_the_hosts(demo_model, embedded):
-    from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
-
     network = demo_model.model.diffusion_model
     assert architecture_fingerprint(embedded.unet) == architecture_fingerprint(network)
     assert weights_fingerprint(embedded.unet) == weights_fingerprint(network)
+
+
+# Layouts of `--unet` that the embedded model does not have; those with tokens of a level's own width need no conditioning.
+LAYOUTS = {
+    "linear": {"use_linear_in_transformer": True, "num_heads": 4},
+    "head width, scale and shift": {"num_head_channels": 16, "use_scale_shift_norm": True},
+    "projections alone": {"transformer_depth": [0, 0], "transformer_depth_output": [0] * 4, "transformer_depth_middle": 0},
+    "one middle block": {"transformer_depth_middle": -1, "num_res_blocks": [1, 2], "transformer_depth": [0, 1, 1],
+                         "transformer_depth_output": [0, 0, 1, 1, 1]},
+    "self-attention": {"context_dim": 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)], ids=str)
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_unet_from_a_file_samples_as_in_the_host(host, generated, apply, tmp_path, layout, prediction, size):
+    model_base = host.comfy.model_base
+    config = {
+        "image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2],
+        "num_res_blocks": [1, 1], "transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1],
+        "transformer_depth_middle": 1, "context_dim": 8, "use_spatial_transformer": True, "legacy": False,
+        "num_heads": 2, **LAYOUTS[layout],
+    }  # fmt: skip
+    described = type("Described", (host.comfy.supported_models_base.BASE,), {"unet_config": {}, "unet_extra_config": {}})
+    described.latent_format = host.comfy.latent_formats.LatentFormat
+    described.sampling_settings = {"beta_schedule": "linear", "linear_start": 0.00085, "linear_end": 0.012}
+    kind = model_base.ModelType.EPS if prediction == "eps" else model_base.ModelType.V_PREDICTION
+    cpu = torch.device("cpu")
+    inner = model_base.BaseModel(described({**config, "dtype": torch.float32}), kind, device=cpu)
+    generated(inner.diffusion_model)
+
+    conditioned = layout not in ("projections alone", "self-attention")
+    table = torch.randn(4, config["context_dim"], generator=torch.Generator().manual_seed(1))
+    tensors = inner.diffusion_model.state_dict() | ({"class_embedding.weight": table} if conditioned else {})
+    said = {"unet_config": json.dumps(config), "prediction": prediction, "beta_schedule": "linear 0.00085 0.012"}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "u.safetensors", metadata=said)
+    ours = FileModel.load(tmp_path / "u.safetensors", size)
+
+    noise, labels = sampling.make_noise(7, 2, (4, *size)), [1, 1] if conditioned else None
+    sigmas, text = sampling.sigmas_normal(ours, STEPS), "2*(F)|FPX@1|FPN@2"
+    mine, run = sampling.sample(ours, Schedule.parse(text), sigmas, noise, labels, cfg=2.0)
+    patcher = host.comfy.model_patcher.ModelPatcher(inner.eval(), load_device=cpu, offload_device=cpu)
+    model, handle = apply(patcher, text)
+    cond, uncond = ([[table[row].view(1, 1, -1), {}]] if conditioned else [[None, {}]] for row in (1, 3))
+    theirs = host.sample(model, steps=STEPS, noise=noise, positive=cond, negative=uncond, cfg=2.0 if conditioned else 1.0)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
+    assert [record.network_calls for record in run.records] == [step.network_calls for step in handle.report.steps]
+    assert not any(record.fallbacks for record in run.records)
+    # What a schedule file carries, so that the host knows the run again.
+    for fingerprint in (architecture_fingerprint, weights_fingerprint):
+        assert fingerprint(ours.unet) == fingerprint(inner.diffusion_model)
+
+
+def test_the_documented_way_to_write_a_unets_file_works(host, generated, tmp_path, monkeypatch):
+    text = (PACK / "docs" / "unet-file.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (config,) = (
+        node.value for node in ast.parse(code).body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "config"
+    )
+    network = importlib.import_module("comfy.ldm.modules.diffusionmodules.openaimodel").UNetModel
+    unet = generated(network(**ast.literal_eval(config), dtype=torch.float32, operations=host.comfy.ops.disable_weight_init))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"unet": unet, "classes": torch.nn.Embedding(11, 48)})
+    model = FileModel.load(tmp_path / "unet.safetensors")
+    assert model.classes == 10 and model.latent_shape == (4, 16, 16)
+    assert weights_fingerprint(model.unet) == weights_fingerprint(unet)

@@ -1,0 +1,207 @@
+"""Which strategy finds more with the same number of candidates, and what the cheap evaluations save.
+
+    python benchmarks/search.py                      # every strategy with three seeds, about an hour on two cores
+    python benchmarks/search.py --only evolution     # one of them
+
+On the embedded model, Euler, 50 steps, at a fifth of the MACs. The best schedule of every search is judged on samples that no
+search has seen. The curves and tables are written to benchmarks/results/search-*; the searches are studies in --folder, so an
+interrupted benchmark goes on where it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from optuna.trial import FrozenTrial
+from rich.console import Console
+
+from flexi_core import FlexiError, Schedule
+from flexi_core.files import replace_file
+from flexi_core.replay import PredictionStore
+from search_tools.embedded import EmbeddedBackend
+from search_tools.evolution import FINISHED, near_best
+from search_tools.fitness import Fitness
+from search_tools.judge import Judge, Row
+from search_tools.settings import SearchSettings
+from search_tools.strategies import STRATEGIES
+from search_tools.study import open_study, run_search
+from search_tools.teacher import TeacherSettings
+
+RESULTS = Path(__file__).parent / "results"
+TEACHER, SPEEDUP = TeacherSettings("euler", "normal", 50), 5.0
+# What makes evaluations cheap, each switched off alone, and all together.
+SAVINGS = {
+    "everything on": (True, True),
+    "no prefix reuse": (False, True),
+    "no early stopping": (True, False),
+    "everything off": (False, False),
+}
+_err = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """One finished search: its best-so-far curves, its cost, and its best schedule as judged."""
+
+    psnr_db: list[float]
+    rfid: list[float]
+    macs: float
+    seconds: float
+    row: Row
+
+
+def main(
+    only: Annotated[str | None, typer.Option(help=f"One strategy: {', '.join(STRATEGIES)}; or savings.")] = None,
+    evaluations: Annotated[int, typer.Option(help="Candidates of each search.")] = 100,
+    seeds: Annotated[int, typer.Option(help="Searches of each strategy.")] = 3,
+    samples: Annotated[int, typer.Option(help="To search with.")] = 32,
+    judged: Annotated[int, typer.Option(help="Samples to judge on.")] = 64,
+    folder: Annotated[Path, typer.Option(help="Where the studies are kept.")] = Path("flexi_benchmark"),
+) -> None:
+    """Search, judge, and write the tables."""
+    if only is not None and only not in (*STRATEGIES, "savings"):
+        raise typer.BadParameter(f"known: {', '.join(STRATEGIES)}, savings", param_hint="--only")
+    folder.mkdir(parents=True, exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
+    backend = EmbeddedBackend(TEACHER)
+    judge = Judge(backend, judged, progress=lambda row, done, total: None)
+    bench = Bench(backend, judge, f"sqlite:///{folder / 'search.db'}", evaluations, samples)
+    if only != "savings":
+        found = {
+            strategy: [bench.search(strategy, seed) for seed in range(seeds)] for strategy in ([only] if only else STRATEGIES)
+        }
+        guided = 2 * TEACHER.steps * backend.cost.full_macs  # with and without the prompt
+        write_strategies(found, evaluations, samples, judged, guided)
+    if only in (None, "savings"):
+        write_savings({name: bench.search("evolution", 0, *switches) for name, switches in SAVINGS.items()}, samples)
+
+
+class Bench:
+    """Runs searches with everything alike but what is compared."""
+
+    def __init__(self, backend: EmbeddedBackend, judge: Judge, storage: str, evaluations: int, samples: int) -> None:
+        self._backend, self._judge, self._storage = backend, judge, storage
+        self._evaluations, self._samples = evaluations, samples
+
+    def search(self, strategy: str, seed: int, reuse: bool = True, stopping: bool = True) -> Searched:
+        """Return a search of this strategy and seed, run or read from its study."""
+        name = f"{strategy}, seed {seed}{'' if reuse else ', no reuse'}{'' if stopping else ', no stopping'}"
+        wanted = SearchSettings.of(self._backend, SPEEDUP, self._samples, strategy=strategy, seed=seed, finalists=0)
+        study = open_study(self._storage, name, wanted)
+        stages = wanted.stages if stopping else wanted.stages[-1:]
+        fitness = Fitness(self._backend, stages, predictions=PredictionStore() if reuse else None)
+
+        def say(state) -> None:
+            _err.print(f"{name}: {state.finished} of {self._evaluations}, {state.seconds_left:.0f} s left")
+
+        result = run_search(study, wanted.space(self._backend.cost), fitness, evaluations=self._evaluations, on_progress=say)
+        if result.interrupted:
+            raise typer.Exit(130)
+        # A study that an earlier call took further is read up to here.
+        trials = study.get_trials(deepcopy=False, states=FINISHED)[: self._evaluations]
+        bests = best_so_far(trials)
+        row, _ = self._judge.judge(name, Schedule.parse(bests[-1].user_attrs["schedule"]))
+        macs, seconds = (sum(trial.user_attrs[key] for trial in trials) for key in ("macs", "seconds"))
+        psnr, rfid = ([trial.user_attrs["evaluation"][key] for trial in bests] for key in ("psnr_db", "rfid"))
+        return Searched(psnr, rfid, macs, seconds, row)
+
+
+def best_so_far(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return, for each candidate, what a search that ends with it would take."""
+    bests = []
+    for count in range(1, len(trials) + 1):
+        judged = near_best([trial for trial in trials[:count] if "evaluation" in trial.user_attrs])
+        bests.append(min(judged, key=lambda trial: trial.user_attrs["evaluation"]["rfid"]))
+    return bests
+
+
+def write_strategies(found: dict[str, list[Searched]], evaluations: int, samples: int, judged: int, sample_macs: float) -> None:
+    """Write the table of strategies, every search's row, and the curves; `sample_macs` are those of one teacher sample."""
+    lines = [
+        f"# Strategies at {evaluations} candidates: {TEACHER.steps} {TEACHER.sampler} steps, {SPEEDUP:g}x, {samples} samples",
+        "",
+        "Made by `python benchmarks/search.py`. Each search's best schedule, judged on "
+        f"{judged} unseen seeds: median over the searches' seeds (least to most).",
+        "",
+        "| strategy | PSNR dB | rFID | MACs spent, in thousands of teacher samples |",
+        "|-|-|-|-|",
+    ]
+    ranked = sorted(found.items(), key=lambda item: -statistics.median(s.row.psnr_db for s in item[1]))
+    for strategy, searches in ranked:
+        psnr, rfid = [s.row.psnr_db for s in searches], [s.row.rfid for s in searches]
+        spent = [s.macs / sample_macs / 1000 for s in searches]
+        lines.append(
+            f"| {strategy} | {statistics.median(psnr):.1f} ({min(psnr):.1f} to {max(psnr):.1f}) "
+            f"| {statistics.median(rfid):.3g} ({min(rfid):.3g} to {max(rfid):.3g}) | {statistics.median(spent):.2f} |"
+        )
+    _write(RESULTS / "search-strategies.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+    with replace_file(RESULTS / "search-strategies.csv") as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["strategy", "seed", "psnr_db", "rfid", "ssim", "macs", "schedule"])
+        for strategy, searches in found.items():
+            for seed, s in enumerate(searches):
+                writer.writerow([strategy, seed, s.row.psnr_db, s.row.rfid, s.row.ssim, s.macs, s.row.schedule])
+    _draw(found)
+
+
+def write_savings(found: dict[str, Searched], samples: int) -> None:
+    """Write what the search costs with each saving switched off."""
+    all_on = found["everything on"].macs
+    lines = [
+        f"# What makes candidates cheap: evolution, seed 0, {len(found['everything on'].rfid)} candidates, {samples} samples",
+        "",
+        "Made by `python benchmarks/search.py --only savings`. MACs of the network spent on candidates; the best schedule",
+        "judged on unseen seeds.",
+        "",
+        "| | GMAC spent | against everything on | PSNR dB | rFID |",
+        "|-|-|-|-|-|",
+    ]
+    for name, s in found.items():
+        lines.append(f"| {name} | {s.macs / 1e9:,.0f} | {s.macs / all_on:.2f}x | {s.row.psnr_db:.1f} | {s.row.rfid:.3g} |")
+    _write(RESULTS / "search-savings.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def _draw(found: dict[str, list[Searched]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    for number, (strategy, searches) in enumerate(found.items()):
+        for s in searches:
+            left.plot(s.psnr_db, color=f"C{number}", alpha=0.35, linewidth=0.8)
+            right.plot(s.rfid, color=f"C{number}", alpha=0.35, linewidth=0.8)
+        left.plot(
+            [statistics.median(v) for v in zip(*(s.psnr_db for s in searches), strict=True)], f"C{number}", label=strategy
+        )
+        right.plot([statistics.median(v) for v in zip(*(s.rfid for s in searches), strict=True)], f"C{number}", label=strategy)
+    left.set(xlabel="candidates", ylabel="PSNR of the best so far, dB", title="thick: median, thin: each seed")
+    right.set(xlabel="candidates", ylabel="rFID of the best so far", yscale="log", title="on the search's own samples")
+    left.legend(fontsize=8)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    with replace_file(RESULTS / "search-strategies.png") as temporary:
+        figure.savefig(temporary, dpi=140, format="png")
+    pyplot.close(figure)
+
+
+def _write(path: Path, text: str) -> None:
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except FlexiError as error:
+        raise SystemExit(str(error)) from error

@@ -1,0 +1,484 @@
+"""The search on runs of the host: workflows executed and sampled by the host itself, on small generated models."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from flexi_core import FlexiError, Schedule, load_schedule
+from flexi_core.demo.scenes import captions_of
+from flexi_core.replay import PredictionStore
+from search_tools.cli import app
+
+CAPTION = "a large red circle at the center on a navy background"
+STEPS = 6
+SIZE = 16  # pixels of the embedded model's pictures: it takes any, and the laws hold at the smallest
+MIXED = Schedule.parse("FP@2|FPX@3|F")
+
+# A pack of the user's: conditioning without a text encoder, a small model that the host types as SDXL, nodes that fail.
+PACK_FOR_TESTS = """
+import zlib
+import comfy.model_patcher
+import comfy.supported_models
+import torch
+
+SDXL = {"image_size": 32, "in_channels": 4, "out_channels": 4, "context_dim": 32, "channel_mult": [1, 2],
+        "num_res_blocks": [1, 1], "transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1],
+        "transformer_depth_middle": 1, "use_spatial_transformer": True, "use_temporal_attention": False, "legacy": False,
+        "dtype": torch.float32, "model_channels": 64, "use_linear_in_transformer": True, "num_classes": "sequential",
+        "adm_in_channels": 2816}
+
+
+class Words:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "encode", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"text": ("STRING", {}), "width": ("INT", {"default": 768})}}
+
+    def encode(self, text, width):
+        rng = torch.Generator().manual_seed(zlib.crc32(text.encode()))
+        pooled = torch.randn(1, 1280, generator=rng)
+        return ([[torch.randn(1, 8, width, generator=rng), {"pooled_output": pooled}]],)
+
+
+class SmallSdxl:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "load", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def load(self):
+        inner, cpu = comfy.supported_models.SDXL(SDXL).get_model({}, device=torch.device("cpu")), torch.device("cpu")
+        rng = torch.Generator().manual_seed(0)
+        for name, value in inner.diffusion_model.named_parameters():
+            drawn = torch.randn(value.shape, generator=rng)
+            value.data.copy_(drawn * value[0].numel() ** -0.5 if value.ndim > 1 else drawn * 0.1 + name.endswith("weight"))
+        return (comfy.model_patcher.ModelPatcher(inner.eval(), load_device=cpu, offload_device=cpu),)
+
+
+class Broken(Words):
+    def encode(self, text, width):
+        raise (KeyboardInterrupt if text == "Ctrl-C" else RuntimeError)("the words\\nare out")
+
+
+class Lora:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "patch", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "strength": ("FLOAT", {})}}
+
+    def patch(self, model, strength):
+        model, key = model.clone(), "diffusion_model.output_blocks.5.0.in_layers.2.weight"
+        model.add_patches({key: ("diff", (torch.ones_like(model.model.state_dict()[key]),))}, strength)
+        return (model,)
+
+
+NODE_CLASS_MAPPINGS = {"TestLora": Lora, "TestWords": Words, "TestSmallSdxl": SmallSdxl, "TestBroken": Broken}
+"""
+
+
+def a_node(kind, **inputs):
+    return {"class_type": kind, "inputs": inputs}
+
+
+def sampled(model, words, latent, kind="KSampler", **values):
+    """Return a workflow: what makes the model, the conditionings and the latent, and a sampling node of a kind, node 5."""
+    graph = {"1": model, "2": words(CAPTION), "3": words(""), "4": latent}
+    both = {"positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]}
+    settings = {"steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
+    if kind == "KSampler":
+        graph["5"] = a_node(kind, model=["1", 0], **both, **{**settings, "seed": 99, "denoise": 1.0, **values})
+    elif kind == "KSamplerAdvanced":
+        window = {"start_at_step": 0, "end_at_step": 10000, "add_noise": "enable", "return_with_leftover_noise": "disable"}
+        graph["5"] = a_node(kind, model=["1", 0], **both, **{**settings, "noise_seed": 99, **window, **values})
+    else:
+        graph["6"] = a_node("KSamplerSelect", sampler_name=values.get("sampler_name", "euler"))
+        graph["7"] = a_node("BasicScheduler", model=["1", 0], scheduler="normal", steps=STEPS, denoise=1.0)
+        custom = {"sampler": ["6", 0], "sigmas": ["7", 0], "latent_image": ["4", 0]}
+        if kind == "SamplerCustom":
+            graph["5"] = a_node(kind, model=["1", 0], add_noise=True, noise_seed=99, cfg=3.0, **{**both, **custom})
+        else:
+            graph["8"] = a_node("CFGGuider", model=["1", 0], positive=["2", 0], negative=["3", 0], cfg=3.0)
+            graph["9"] = a_node("RandomNoise", noise_seed=99)
+            graph["5"] = a_node(kind, noise=["9", 0], guider=["8", 0], **custom)
+    return graph
+
+
+def demo(kind="KSampler", size=SIZE, **values):
+    """Return the embedded model's workflow, decoded in node 11."""
+    latent = a_node("EmptyChromaRadianceLatentImage", width=size, height=size, batch_size=2)
+    words = lambda text: a_node("FlexiDemoPrompt", caption=text)  # noqa: E731 (a value)
+    graph = sampled(a_node("FlexiDemoModel"), words, latent, kind, **values)
+    graph["10"] = a_node("VAELoader", vae_name="pixel_space")
+    graph["11"] = a_node("VAEDecode", samples=["5", 0], vae=["10", 0])
+    graph["12"] = a_node("SaveImage", images=["11", 0], filename_prefix="never written")
+    return graph
+
+
+def four_channels(model, width, kind="KSampler", **values):
+    words = lambda text: a_node("TestWords", text=text, width=width)  # noqa: E731 (a value)
+    return sampled(model, words, a_node("EmptyLatentImage", width=64, height=64, batch_size=1), kind, **values)
+
+
+def sd15(**values):
+    return four_channels(a_node("UNETLoader", unet_name="sd15.safetensors", weight_dtype="default"), 768, **values)
+
+
+def sdxl(**values):
+    return four_channels(a_node("TestSmallSdxl"), 32, **values)
+
+
+@pytest.fixture(scope="module")
+def base(host, pack):
+    """The base directory with the tests' own pack; the host loads it when the first back end is opened."""
+    (host.base / "custom_nodes" / "for_tests.py").write_text(PACK_FOR_TESTS, encoding="utf-8")
+    return host.base
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def opened(base, checkout, cache):
+    """A function that returns the back end of a workflow."""
+    from search_tools.comfyui import ComfyBackend
+
+    return lambda graph, **options: ComfyBackend(str(checkout), graph, base_directory=str(base), store_folder=cache, **options)
+
+
+@pytest.fixture(scope="module")
+def plain(opened):
+    return opened(demo())
+
+
+@pytest.fixture
+def flexi(base, checkout, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLEXI_CACHE", str(tmp_path / "cache"))
+    where = ["--comfyui", str(checkout), "--base-directory", str(base)]
+
+    def run(graph, *args):
+        (tmp_path / "my graph.json").write_text(graph if isinstance(graph, str) else json.dumps(graph), encoding="utf-8")
+        return CliRunner().invoke(app, ["search", *where, "--workflow", "my graph.json", *map(str, args)])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def unet_file(host, base, generated):
+    """A U-Net's file in models/diffusion_models that the host types as SD1.5."""
+    import comfy.supported_models
+
+    config = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "context_dim": 768,
+              "channel_mult": [1, 1], "num_res_blocks": [1, 1], "transformer_depth": [1, 1], "transformer_depth_middle": 1,
+              "transformer_depth_output": [1, 1, 1, 1], "use_spatial_transformer": True, "use_temporal_attention": False,
+              "use_linear_in_transformer": False, "adm_in_channels": None, "legacy": False, "dtype": torch.float32}  # fmt: skip
+    inner = comfy.supported_models.SD15(config).get_model({}, device=torch.device("cpu"))
+    path = base / "models" / "diffusion_models" / "sd15.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(dict(generated(inner.diffusion_model).state_dict()), path)
+    return path
+
+
+def by_ksampler(host, model, seed, positive=CAPTION, sampler="euler", **options):
+    """Return the latent of core's own KSampler function on the embedded model."""
+    import nodes
+
+    prompts = (host.adapter.demo_conditioning(text) for text in (positive, ""))
+    latent = {"samples": torch.zeros(1, 3, SIZE, SIZE)}
+    with torch.inference_mode():
+        return nodes.common_ksampler(model, seed, STEPS, 3.0, sampler, "normal", *prompts, latent, **options)[0]["samples"]
+
+
+def test_teacher_is_the_sampling_node_bit_for_bit(host, plain):
+    teacher = plain.teacher(7, 2)
+    for i in range(2):
+        assert torch.equal(teacher[i : i + 1], by_ksampler(host, host.adapter.load_demo_model(), 7 + i))
+
+
+def test_candidate_is_what_the_node_makes_of_the_schedule(host, node, plain):
+    (schedule,) = node("FlexiSchedule").execute(str(MIXED)).args
+    patched, _ = node("FlexiApply").execute(host.adapter.load_demo_model(), schedule, "map").args
+    assert torch.equal(plain.sample(MIXED, 5, 1).latents, by_ksampler(host, patched, 5))
+
+
+def test_prompts_are_taken_in_turn_and_agree_with_the_embedded_back_end(opened, cache):
+    from search_tools.embedded import EmbeddedBackend
+    from search_tools.teacher import TeacherSettings
+
+    embedded = EmbeddedBackend(TeacherSettings("euler", "normal", STEPS, 3.0), cache)
+    captions = [str(caption) for caption in captions_of(embedded.attributes(0, 2))]
+    assert len(set(captions)) == 2
+    backend = opened(demo(size=32), prompts=captions)
+    for schedule in (Schedule.parse(f"{STEPS}*(F)"), MIXED):
+        ours, theirs = backend.sample(schedule, 0, 2), embedded.sample(schedule, 0, 2)
+        assert torch.allclose(ours.latents, theirs.latents, atol=2e-4)
+        assert ours.macs == pytest.approx(theirs.macs, rel=1e-3)
+    for key in ("architecture", "weights", "sampler", "scheduler", "steps", "cfg", "size"):
+        assert backend.identity[key] == embedded.identity[key], key
+
+
+def test_settings_sigmas_cost_and_identity_are_the_runs_own(host, plain):
+    assert (plain.settings.sampler, plain.settings.scheduler, plain.settings.steps, plain.settings.cfg) == (
+        "euler", "normal", STEPS, 3.0,
+    )  # fmt: skip
+    assert torch.equal(plain.sigmas, host.sigmas(host.adapter.load_demo_model(), "normal", STEPS))
+    assert set(plain.cost.partial_macs) == {1, 2, 3, 4, 5}
+    assert json.loads(json.dumps(plain.spec)) == plain.spec
+    schedule = Schedule.parse("FXFXFX").with_info(teacher=plain.identity)
+    patched, handle = host.adapter.apply_schedule(host.adapter.load_demo_model(), schedule, "refuse")
+    by_ksampler(host, patched, 0)
+    assert handle.report.notes == (), "the run that a file was made for is no other run"
+
+
+def test_another_guidance_scale_or_size_is_said_refused_or_off(host, demo_model):
+    schedule = Schedule.parse("4*(FX)").with_info(teacher={"cfg": 7.0, "size": [48, 64]})
+    said = ["the guidance scale was 7, the run's is 3", "the latent was 64x48, the run's is 16x16"]
+    sample = lambda model: host.sample(model, noise=host.noise(1, SIZE))  # noqa: E731 (short)
+    mapped, handle = host.adapter.apply_schedule(demo_model, schedule)
+    latent = sample(mapped)
+    assert handle.report.notes == tuple(f"Made for another run: {words}." for words in said)
+    assert torch.equal(latent, sample(host.adapter.apply_schedule(demo_model, Schedule.parse("4*(FX)"))[0]))
+    with pytest.raises(FlexiError, match="; ".join(said)):
+        sample(host.adapter.apply_schedule(demo_model, schedule, "refuse")[0])
+    off, _ = host.adapter.apply_schedule(demo_model, schedule, "off")
+    assert torch.equal(sample(off), sample(demo_model))
+
+
+def test_spec_opens_the_same_back_end_again(plain, cache):
+    from search_tools.backend import open_backend
+
+    again = open_backend(json.loads(json.dumps(plain.spec)), plain.settings)
+    assert again.identity == plain.identity and again.settings == plain.settings
+    assert torch.equal(again.sample(MIXED, 3, 1).latents, plain.sample(MIXED, 3, 1).latents)
+
+
+def test_another_prompt_is_another_teacher_and_another_seed_is_not(opened, plain):
+    other = opened({**demo(), "2": a_node("FlexiDemoPrompt", caption="a small blue ring")})
+    assert other.identity["workflow"] != plain.identity["workflow"]
+    assert opened(demo(seed=1)).identity == plain.identity, "each sample has a seed of its own"
+
+
+def test_run_with_a_lora_is_searched_with_it_and_known_again(host, opened):
+    graph = {**demo(), "5": {**demo()["5"], "inputs": {**demo()["5"]["inputs"], "model": ["20", 0]}}}
+    graph["20"] = a_node("TestLora", model=["1", 0], strength=0.05)
+    backend = opened(graph)
+    assert not torch.equal(backend.teacher(7, 1), opened(demo()).teacher(7, 1))
+    schedule = Schedule.parse("FXFXFX").with_info(teacher=backend.identity)
+
+    def notes(strength):
+        model = host.adapter.load_demo_model()
+        if strength:
+            key = "diffusion_model.output_blocks.5.0.in_layers.2.weight"
+            model.add_patches({key: ("diff", (torch.ones_like(model.model.state_dict()[key]),))}, strength)
+        patched, handle = host.adapter.apply_schedule(model, schedule)
+        by_ksampler(host, patched, 0)
+        return handle.report.notes
+
+    assert notes(0.05) == ()
+    assert notes(0.1) == notes(0) == ("Made for another run: the network's weights are patched otherwise (a LoRA).",)
+
+
+def test_pictures_are_decoded_and_features_are_the_networks_own(plain):
+    latents = plain.teacher(7, 2)
+    pictures = plain.pictures(latents)
+    assert torch.allclose(pictures, latents.clamp(-1, 1), atol=1e-6)  # pixel space: decoding only clamps
+    features = plain.features(latents)
+    assert "middle block" in plain.features.name
+    assert features.shape[0] == 2 and features.ndim == 2 and features.isfinite().all() and not torch.equal(*features)
+    assert torch.allclose(plain.features(latents[1:]), features[1:], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"])
+def test_every_sampling_node_makes_the_same_run(opened, plain, kind):
+    backend = opened(demo(kind))
+    assert torch.allclose(backend.sigmas, plain.sigmas) and backend.settings == plain.settings
+    assert torch.equal(backend.sample(MIXED, 4, 1).latents, plain.sample(MIXED, 4, 1).latents)
+    shorter = backend.sample(Schedule.parse("3*(F)"), 4, 1, steps=3)
+    assert shorter.macs == pytest.approx(3 * 2 * backend.cost.full_macs)
+
+
+@pytest.mark.parametrize(("start", "end", "leftover"), [(0, 4, "enable"), (2, 10000, "disable")])
+def test_window_of_steps_is_searched_as_it_is(host, opened, start, end, leftover):
+    backend = opened(demo("KSamplerAdvanced", start_at_step=start, end_at_step=end, return_with_leftover_noise=leftover))
+    whole = host.sigmas(host.adapter.load_demo_model(), "normal", STEPS)
+    assert torch.equal(backend.sigmas, whole[start : end + 1]) and backend.settings.steps == 4
+    options = {"start_step": start, "last_step": end, "force_full_denoise": leftover == "disable"}
+    assert torch.equal(backend.teacher(1, 1), by_ksampler(host, host.adapter.load_demo_model(), 1, **options))
+    shorter = backend.sample(Schedule.parse("FF"), 1, 1, steps=2)
+    assert shorter.macs == pytest.approx(2 * 2 * backend.cost.full_macs) and shorter.latents.isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "uni_pc", "dpmpp_2m_sde"])
+def test_predictions_from_a_store_change_no_bit(opened, sampler):
+    backend, store = opened(demo(sampler_name=sampler)), PredictionStore()
+    spent = {}
+    for text in ("6*(F)", str(MIXED), "FP@2|FPX@3|F", "FP@2|FXX|F"):
+        schedule = Schedule.parse(text)
+        without = backend.sample(schedule, 2, 1)
+        kept = backend.sample(schedule, 2, 1, predictions=store)
+        assert torch.equal(without.latents, kept.latents), text
+        spent[text] = kept.macs, without.macs
+    assert spent["FP@2|FXX|F"][0] < spent["FP@2|FXX|F"][1], "nothing was taken from the store"
+
+
+def test_ctrl_c_between_steps_leaves_the_back_end_as_it_was(plain):
+    def stop(done, total):
+        if done >= 3:
+            raise KeyboardInterrupt
+
+    before = plain.sample(MIXED, 6, 1).latents
+    with pytest.raises(KeyboardInterrupt):
+        plain.sample(MIXED, 6, 2, progress=stop)
+    assert torch.equal(plain.sample(MIXED, 6, 1).latents, before)
+
+
+def test_ctrl_c_in_a_node_stops_at_once_and_the_host_goes_on(opened):
+    with pytest.raises(KeyboardInterrupt):
+        opened({**sdxl(), "2": a_node("TestBroken", text="Ctrl-C", width=32)})
+    assert opened(sdxl()).settings.steps == STEPS
+
+
+def test_progress_counts_the_steps_of_all_samples(plain):
+    seen = []
+    plain.sample(Schedule.parse("6*(F)"), 0, 2, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (12, 12) and [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert (3, 12) in seen and (9, 12) in seen
+
+
+@pytest.mark.parametrize(("graph", "blocks"), [(sd15, 4), (sdxl, 4)], ids=["SD1.5", "SDXL"])
+def test_models_of_the_hosts_own_types_are_searched(opened, unet_file, graph, blocks):
+    backend = opened(graph(steps=4), prompts=["one", "two"])
+    teacher = backend.teacher(0, 2)
+    assert teacher.shape == (2, 4, 8, 8) and teacher.isfinite().all()
+    assert set(backend.cost.partial_macs) == set(range(1, blocks))
+    sample = backend.sample(Schedule.parse("FP@1|FX"), 1, 1)
+    assert sample.latents.isfinite().all() and sample.macs < 0.8 * 2 * 4 * backend.cost.full_macs
+    assert backend.features(teacher).isfinite().all()
+    assert backend.pictures(teacher) is teacher, "the workflow decodes nothing"
+
+
+def test_network_without_a_middle_is_read_through_its_blocks(host, typed_model, opened):
+    from search_tools.comfyui_features import features_of
+
+    config = {"in_channels": 4, "patch_size": 2, "out_channels": 4, "depth": 2, "input_size": None, "adm_in_channels": 32,
+              "num_patches": 64, "pos_embed_max_size": 8, "pos_embed_scaling_factor": None, "qkv_bias": True,
+              "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 32, "out_features": 128}},
+              "dtype": torch.float32}  # fmt: skip
+    model = typed_model("SD3", config)
+    words = [[torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0)), {"pooled_output": torch.zeros(1, 32)}]]
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    features = features_of(model, words, latents)
+    assert "middle block" in features.name
+    assert features(latents).shape == (2, 128) and features(latents).isfinite().all()
+
+
+def test_search_writes_the_schedule_where_the_node_finds_it(flexi, base, node):
+    found = flexi(demo(cfg=1.0, steps=4), "--speedup", 2, "--samples", 16, "--evaluations", 1, "--finalists", 0, "--json")
+    assert found.exit_code == 0, found.output
+    printed = json.loads(found.stdout)
+    path = base / "models" / "flexi_schedules" / "my_graph_2x.json"
+    assert printed["file"] == str(path)
+    schedule = load_schedule(path)
+    assert str(schedule) == printed["schedule"] and schedule.info["teacher"]["cfg"] == 1.0
+    assert "middle block" in schedule.info["measured"]["features"]
+    shown = node("FlexiLoadSchedule").execute("my_graph_2x.json")
+    assert shown.ui["flexi_steps"] == (schedule.letters,)
+    (line,) = shown.ui["text"]
+    assert line.startswith("made for 4 euler steps, normal, cfg 1, 16x16; 2.0x fewer MACs, ") and line.endswith(" dB")
+
+
+def test_checkpoint_is_searched_without_a_workflow(host, base, checkout, generated, unet_file, monkeypatch, cache):
+    import comfy.sd1_clip
+    import comfy.taesd.taesd
+    from safetensors.torch import load_file
+
+    from search_tools.commands.options import HostChoice
+
+    monkeypatch.setenv("FLEXI_CACHE", str(cache))
+    weights = {f"model.diffusion_model.{name}": value.half() for name, value in load_file(unet_file).items()}
+    clip = comfy.sd1_clip.SDClipModel(device="cpu", dtype=torch.float16)
+    for name, value in clip.transformer.state_dict().items():
+        # Layers of zeros pass the words on: quickly made, and a prompt still decides the picture.
+        filled = torch.randn(value.shape, dtype=torch.float16) if "token_embedding" in name else torch.zeros_like(value)
+        weights[f"cond_stage_model.transformer.{name}"] = filled + 1 if name.endswith("norm.weight") else filled
+    vae = generated(comfy.taesd.taesd.TAESD())
+    weights |= {f"first_stage_model.{name}": value.contiguous() for name, value in vae.state_dict().items()}
+    path = base / "models" / "checkpoints" / "tiny.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path)
+    choice = HostChoice(checkout, base_directory=base, checkpoint="tiny.safetensors", prompt="a cat", negative="a dog")
+    backend = choice.open("dpmpp_2m_sde", "karras", 3, 5.0, "64x64")
+    assert (backend.settings.sampler, backend.settings.scheduler, backend.settings.cfg) == ("dpmpp_2m_sde", "karras", 5.0)
+    assert backend.identity["size"] == [8, 8]
+    latents = backend.sample(Schedule.parse("FFX"), 0, 1).latents
+    assert backend.pictures(latents).shape == (1, 3, 64, 64) and latents.isfinite().all()
+    missing = HostChoice(checkout, base_directory=base, checkpoint="gone.safetensors")
+    with pytest.raises(FlexiError, match=r"node 1 \(CheckpointLoaderSimple\): Value not in list: ckpt_name: 'gone"):
+        missing.open("euler", "normal", 3, None, None)
+
+
+SAVED = {"nodes": [{"id": 1, "type": "KSampler"}], "links": [], "version": 0.4}
+TWO = {**demo(), "20": {**demo()["5"], "_meta": {"title": "Hires fix"}}}
+
+
+@pytest.mark.parametrize(
+    ("graph", "args", "words"),
+    [
+        ({"1": a_node("FlexiDemoModel")}, [], "the workflow has no sampling node; a search needs one of KSampler"),
+        (TWO, [], "2 sampling nodes: 5 (KSampler), 20 (KSampler, 'Hires fix'); choose one with --node"),
+        (TWO, ["--node", "4"], "node 4 is a EmptyChromaRadianceLatentImage; the workflow's sampling nodes are: 5"),
+        (SAVED, [], "my graph.json: this is a saved workflow, not its API form; export it with Save (API)"),
+        ("{", [], "my graph.json: not JSON"),
+        ([1], [], "not an API-format workflow"),
+        ({**demo(), "5": a_node("KSampler", model=["77", 0])}, [], "comes from node 77, which is not in the workflow"),
+        ({**sd15(), "1": a_node("UNETLoader", unet_name="gone", weight_dtype="default")}, [], "node 1 (UNETLoader): Value not"),
+        ({**demo(), "1": a_node("NoSuchNode")}, [], "this ComfyUI has no node NoSuchNode; install the pack"),
+        ({**sdxl(), "2": a_node("TestBroken", text="", width=32)}, [], "node 2 (TestBroken) failed: the words are out"),
+        ({**demo(), "2": a_node("FlexiDemoPrompt", caption="a pink sun")}, [], "node 2 (FlexiDemoPrompt): "),
+        ({**demo(), "5": a_node("KSampler")}, [], "node 5 (KSampler): Required input is missing"),
+        (demo(sampler_name="dpm_adaptive"), [], "dpm_adaptive chooses its own noise levels"),
+        (demo(), ["--checkpoint", "x"], "--comfyui needs either --workflow"),
+        (demo(), ["--prompts", "none.txt"], "none.txt: cannot be read"),
+        (demo(), ["--clip-vision", "none"], "there is no 'none' in models/clip_vision"),
+        ({**sdxl(), "2": a_node("TestWords", text=["9", 0], width=32), "9": a_node("PrimitiveString", value="x")},
+         ["--prompts", "my graph.json"], "no node with a text of its own"),
+    ],
+)  # fmt: skip
+def test_bad_workflow_is_one_line_and_exit_code_2(flexi, graph, args, words):
+    result = flexi(graph, *args)
+    assert result.exit_code == 2
+    assert words in result.stderr and result.stderr.count("\n") == 1 and result.stdout == ""
+
+
+def test_no_checkout_is_one_line_and_exit_code_2(tmp_path):
+    result = CliRunner().invoke(app, ["search", "--comfyui", str(tmp_path), "--checkpoint", "x"])
+    assert result.exit_code == 2 and "no ComfyUI there" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_fresh_process_brings_the_host_up_and_says_what_is_missing(base, checkout, tmp_path):
+    (tmp_path / "g.json").write_text(json.dumps({**demo(), "10": a_node("VAELoader", vae_name="gone")}), encoding="utf-8")
+    command = [sys.executable, "-c", "from search_tools.cli import app; app()", "search", "--comfyui", str(checkout)]
+    standin = [path for path in sys.path if path.endswith("standin")]  # there where the real torchvision does not import
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), *standin]))}
+    done = subprocess.run(
+        [*command, "--base-directory", str(base), "--workflow", "g.json"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "node 10 (VAELoader): Value not in list: vae_name: 'gone'" in done.stderr
+    assert "Traceback" not in done.stderr
