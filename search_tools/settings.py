@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -86,10 +88,10 @@ class SearchSettings:
     def default_name(self) -> str:
         """A study name that differs where the settings differ."""
         teacher = self.teacher_settings
-        space = "all" if self.families == FAMILIES else "+".join(self.families)
+        digest = hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:6]
         return (
-            f"{teacher.sampler}-{teacher.scheduler}-{teacher.steps}-cfg{teacher.cfg:g}-{self.speedup:g}x-{space}-"
-            f"{self.strategy}-n{self.samples}-seed{self.seed}-{self.identity.get('weights', '')[-6:]}"
+            f"{teacher.sampler}-{teacher.scheduler}-{teacher.steps}-cfg{teacher.cfg:g}-{self.speedup:g}x-"
+            f"{self.strategy}-n{self.samples}-seed{self.seed}-{digest}"
         )
 
     def space(self, cost: NetworkCost) -> Space:

@@ -67,7 +67,8 @@ class Space:
 
     @property
     def depths(self) -> tuple[int, ...]:
-        return tuple(self.cost.partial_macs)
+        """The depths of partial steps; one, of no use, for a network that cannot be partial."""
+        return tuple(self.cost.partial_macs) or (1,)
 
     def spent(self, schedule: Schedule) -> float:
         """Return the cost of a schedule, in full steps."""
@@ -148,7 +149,7 @@ class Space:
                 found.append(self._equal_segments([(1, shallow)] * self.full_steps, _null_of(family), 1, rng))
                 pairs = max(1, int(self.budget / (1 + share)))
                 found.append(self._equal_segments([(2, shallow)] * pairs, _null_of(family), 1, rng))
-        if "paper" in self.families:  # DeepCache's shape: as many full steps as the partial ones leave of the budget
+        if "paper" in self.families and self.cost.partial_macs:  # DeepCache's shape: as many full steps as the partial ones leave of the budget
             count = int((self.budget - self.steps * share) / (1 - share))
             if count >= 1:
                 found.append(self._equal_segments([(self.steps, shallow)] * count, StepKind.NULL, 1, rng))
@@ -159,7 +160,7 @@ class Space:
     def _deepcaches(self) -> list[Schedule]:
         """Return DeepCache's schedules: at every depth the densest that the budget allows; for a front sparser ones too."""
         found = []
-        for depth in self.depths:
+        for depth in self.cost.partial_macs:
             every = (deepcache(self.steps, interval, depth) for interval in range(2, self.steps + 1))
             fitting = [schedule for schedule in every if self.spent(schedule) <= self.budget]
             found += [fitting[i] for i in (0, 1, 3, 8) if i < len(fitting)] if self.front else fitting[:1]
@@ -257,7 +258,7 @@ class Space:
     def _build(self, genes: Sequence[_Gene], order: int) -> Schedule:
         segments = []
         for gene, stop in zip(genes, [*(g.start for g in genes[1:]), self.steps], strict=True):
-            partials = min(gene.partials, stop - gene.start - 1)
+            partials = min(gene.partials, stop - gene.start - 1) if self.cost.partial_macs else 0
             nulls = stop - gene.start - 1 - partials
             kinds = (StepKind.FULL, *(StepKind.PARTIAL,) * partials, *(gene.null,) * nulls)
             segments.append(Segment(kinds, gene.depth if partials else None))
@@ -332,7 +333,8 @@ class Space:
     ) -> Schedule:
         """Return N_segment equal segments with (interval, branch) each; intervals shrink at random until the budget holds."""
         lengths = _lengths(self.steps, len(genes))
-        genes = [(min(interval, length), depth) for (interval, depth), length in zip(genes, lengths, strict=True)]
+        most = self.steps if self.cost.partial_macs else 1
+        genes = [(min(interval, length, most), depth) for (interval, depth), length in zip(genes, lengths, strict=True)]
 
         def total() -> float:
             return sum(1 + (interval - 1) * self.cost.share(depth) for interval, depth in genes)

@@ -130,6 +130,18 @@ def test_a_budget_that_no_schedule_can_keep_is_refused():
         Space(20, 21.0, COST)
 
 
+def test_a_network_that_cannot_be_partial_is_searched_with_full_and_null_steps():
+    space = Space(20, 4.0, NetworkCost(1000.0))
+    letters = {letter for schedule in [*space.seeds(), *_walk(space, 150)] for letter in schedule.letters}
+    assert letters == set("FNX")
+    assert all(space.decode(space.encode(s)) == s for s in _walk(space, 50))
+
+
+def test_settings_that_differ_make_studies_of_other_names(settings):
+    others = [replace(settings, **change) for change in ({"seed": 6}, {"finalists": 0}, {"identity": {"weights": "other"}})]
+    assert len({each.default_name for each in [settings, *others]}) == 4
+
+
 def test_an_unknown_part_of_the_space_is_refused():
     with pytest.raises(FlexiError, match="known: paper, paper-x, free"):
         Space(20, 2.0, COST, ("papier",))

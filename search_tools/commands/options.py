@@ -164,7 +164,8 @@ def default_out(backend: Backend, speedup: float) -> Path:
     """Return where a search for a reduction of MACs writes its result: where the host finds it, else here."""
     if backend.spec["kind"] == "comfyui":
         return backend.default_file(speedup)
-    return Path(f"flexi_{backend.settings.sampler}_{backend.settings.steps}_{speedup:g}x.json")
+    model = "" if backend.spec["kind"] == "embedded" else f"{Path(backend.spec['file']).stem}_"
+    return Path(f"flexi_{model}{backend.settings.sampler}_{backend.settings.steps}_{speedup:g}x.json")
 
 
 def _width_and_height(size: str) -> tuple[int, int]:

@@ -74,7 +74,9 @@ def search(
         SpaceChoice,
         typer.Option(help="paper: equal segments, removed null steps; paper-x: extrapolated ones; free: any segments."),
     ] = SpaceChoice.all,
-    samples: Annotated[int, typer.Option(min=16, help="Teacher samples that the search compares with.")] = 32,
+    samples: Annotated[
+        int, typer.Option("--samples", "--seeds", min=16, help="Teacher samples to compare with, each from a seed of its own.")
+    ] = 32,
     finalists: Annotated[int, typer.Option(min=0, help="How many of the best meet again on twice the samples.")] = 4,
     create_only: Annotated[bool, typer.Option("--create-only", help="Only make the study; flexi worker searches it.")] = False,
     grace: Grace = None,
