@@ -17,8 +17,9 @@ export PATH ?= /usr/local/bin:/usr/bin:/bin
 demo: $(INSTALLED)
 	$(BIN)/flexi demo
 
+# A file's tests stay together, in one process of a thread each: what they share is made once.
 test: lint host
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -102,8 +102,9 @@ def near_best(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 
 def candidates_before(study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
     """Return the finished candidates, and those that other workers began before this one and still evaluate."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return [*_finished(study), *(t for t in running if t.number < trial.number)]
+    trials = study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
+    running = (t for t in trials if t.state is TrialState.RUNNING and t.number < trial.number)
+    return [*(t for t in trials if t.state in FINISHED), *running]
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:

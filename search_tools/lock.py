@@ -78,5 +78,7 @@ def _acquire(lock: FileLock) -> bool:
     try:
         lock.acquire(blocking=False)
     except Timeout:
+        if not Path(lock.lock_file).exists():  # to filelock, a folder where no file can be made looks like one that is busy
+            raise FlexiError(f"{lock.lock_file} cannot be made; use a folder that can be written to") from None
         return False
     return True

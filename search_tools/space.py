@@ -149,7 +149,8 @@ class Space:
                 found.append(self._equal_segments([(1, shallow)] * self.full_steps, _null_of(family), 1, rng))
                 pairs = max(1, int(self.budget / (1 + share)))
                 found.append(self._equal_segments([(2, shallow)] * pairs, _null_of(family), 1, rng))
-        if "paper" in self.families and self.cost.partial_macs:  # DeepCache's shape: as many full steps as the partial ones leave of the budget
+        # DeepCache's shape: as many full steps as the partial ones leave of the budget.
+        if "paper" in self.families and self.cost.partial_macs:
             count = int((self.budget - self.steps * share) / (1 - share))
             if count >= 1:
                 found.append(self._equal_segments([(self.steps, shallow)] * count, StepKind.NULL, 1, rng))

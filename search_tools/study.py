@@ -113,7 +113,8 @@ def run_search(
         study: from `open_study`; strategy and seed are those of its settings.
         space: what to search.
         fitness: how to judge.
-        minutes: of evaluation time over the whole study, earlier runs included; of several workers, each one's own wall time.
+        minutes: of evaluation time over the whole study, earlier runs included, and of this run's sampling of the teacher; of
+            several workers, each one's own wall time.
         evaluations: of finished candidates of the whole study, screened ones and those of other workers included.
         on_progress: called after each candidate.
         heartbeat: of this worker, where several may work on the study; None where this is the only one.
@@ -161,10 +162,11 @@ def _run(
             seconds = _seconds(trials)
             minutes_left = minutes
             if minutes is not None:
-                minutes_left -= spent_seconds() / 60 + (_finals_minutes(trials, fitness, settings) if finals else 0.0)
+                minutes_left -= (fitness.teacher_seconds + spent_seconds()) / 60
+                minutes_left -= _finals_minutes(trials, fitness, settings) if finals else 0.0
             left = _seconds_left(len(trials), seconds / (1 + at_work), minutes_left, evaluations)
             on_progress(SearchState(len(trials), seconds, left, best_of(study)))
-            if left <= 0:
+            if left <= 0 and trials:  # a budget that the teacher has spent leaves one candidate all the same
                 break
             if evaluations is not None and len(trials) + at_work >= evaluations:
                 time.sleep(_POLL)  # the others are at the last candidates, and one that is lost comes back

@@ -20,7 +20,7 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where the results go.")] = Path("flexi_demo"),
     steps: Annotated[int, typer.Option(help="Euler steps of the teacher.")] = 50,
     speedup: Annotated[float, typer.Option(min=1.0, help="Least reduction of the network's MACs.")] = 5.0,
-    minutes: Annotated[float, typer.Option(min=0.01, help="Time for the search itself.")] = 1.5,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Time for the search.")] = 1.75,
     samples: Samples = 32,
     seed: Seed = 0,
     as_json: Json = False,

@@ -1,0 +1,294 @@
+"""Searches that are killed, resumed, started twice, and that run out of disk; in real processes where that is the point."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from typer.testing import CliRunner
+
+from flexi_core import FlexiError, Schedule
+from search_tools.cli import app
+from search_tools.embedded import EmbeddedBackend
+from search_tools.fitness import Evaluation, Fitness
+from search_tools.lock import server_lock, study_lock
+from search_tools.settings import SearchSettings
+from search_tools.storage import open_storage
+from search_tools.study import candidates_of, open_study, run_search
+from search_tools.teacher import TeacherSettings
+
+CANDIDATES = 13
+SEARCH = ["search", "--steps", "5", "--speedup", "2", "--samples", "16", "--study", "s", "--evaluations", str(CANDIDATES)]
+NOBODY = 65534
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory):
+    return EmbeddedBackend(TeacherSettings(steps=5), tmp_path_factory.mktemp("teacher"))
+
+
+class KnownOptimum:
+    """A fitness that costs nothing: full steps as near as possible to the end."""
+
+    stages, macs, teacher_seconds = (1, 3), 0.0, 0.0
+
+    def sample(self, schedule: Schedule, count: int, latents: Schedule | None = None) -> Schedule:
+        return schedule
+
+    def error(self, latents: Schedule) -> float:
+        return 1 + sum(len(latents) - i for i, letter in enumerate(latents.letters) if letter == "F") / len(latents)
+
+    def evaluate(self, latents: Schedule) -> Evaluation:
+        return Evaluation(rfid=self.error(latents), psnr_db=20.0, mse=self.error(latents))
+
+
+@pytest.fixture
+def search(backend):
+    """A function of (storage, budgets): a search of one study in this process, without finals."""
+    settings = SearchSettings.of(backend, 2.0, samples=16)
+
+    def run(storage: str | optuna.Study, fitness=None, **budgets):
+        study = open_study(storage, "s", settings) if isinstance(storage, str) else storage
+        space = settings.space(backend.cost)
+        return study, run_search(study, space, fitness or KnownOptimum(), finals=False, **budgets)
+
+    return run
+
+
+def _start(args: list[str], folder: Path) -> subprocess.Popen:
+    environment = {**os.environ, "FLEXI_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "from search_tools.cli import app; app()", *args]
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _asked(database: Path) -> int:
+    """Return how many candidates a search has asked for; by SQL, for Optuna takes its time to open a file."""
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            return connection.execute("SELECT count(*) FROM trials").fetchone()[0]
+    except sqlite3.OperationalError:  # not made yet
+        return 0
+
+
+def _trials(database: Path) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name="s", storage=open_storage(f"sqlite:///{database}")).trials
+
+
+def _finished(trials: list[optuna.trial.FrozenTrial]) -> list[tuple[str, float]]:
+    done = [t.user_attrs for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    return [(attributes["schedule"], attributes["errors"][-1]) for attributes in done]
+
+
+def test_ten_kills_lose_no_finished_candidate_and_leave_the_search_as_if_there_had_been_none(tmp_path, monkeypatch):
+    database, moments = tmp_path / "killed.db", random.Random(7)
+    before, mid_candidate = [], 0
+    for finishes in moments.sample([0, 1] * 5, 10):
+        process = _start([*SEARCH, "--storage", f"sqlite:///{database}"], tmp_path)
+        while process.poll() is None and _asked(database) <= len(before) + finishes:
+            time.sleep(0.02)
+        seconds = [trial.user_attrs["seconds"] for trial in before if "seconds" in trial.user_attrs]
+        time.sleep(moments.random() * min(seconds, default=0.1))  # the kill falls anywhere in a candidate
+        process.kill()
+        _, stderr = process.communicate()
+        assert process.returncode == -signal.SIGKILL, stderr
+        after = _trials(database)
+        assert _finished(after)[: len(_finished(before))] == _finished(before)
+        mid_candidate += after[-1].state is TrialState.RUNNING
+        before = after
+    assert mid_candidate >= 5 and 0 < len(_finished(before)) < CANDIDATES
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLEXI_CACHE", str(tmp_path / "cache"))
+    schedules = {}
+    for name in ("killed", "whole"):
+        args = [*SEARCH, "--storage", f"sqlite:///{tmp_path}/{name}.db", "--out", f"{name}.json", "--json"]
+        result = CliRunner().invoke(app, args)
+        assert result.exit_code == 0, result.output
+        schedules[name] = json.loads(result.stdout)["schedule"]
+    killed, whole = _finished(_trials(database)), _finished(_trials(tmp_path / "whole.db"))
+    assert killed[: len(_finished(before))] == _finished(before)
+    assert [text for text, _ in killed] == [text for text, _ in whole] and len(killed) == CANDIDATES
+    assert [error for _, error in killed] == pytest.approx([error for _, error in whole], rel=1e-4)
+    assert schedules["killed"] == schedules["whole"]
+
+
+def test_a_second_search_of_an_sqlite_study_is_refused_at_once_until_the_first_is_dead(tmp_path):
+    url = f"sqlite:///{tmp_path}/studies.db"
+    code = "import sys, time; from search_tools.lock import study_lock\n"
+    code += f"with study_lock({url!r}, 's'): print('held', flush=True); time.sleep(600)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        result = CliRunner().invoke(app, [*SEARCH, "--storage", url, "--out", str(tmp_path / "s.json")])
+        assert result.exit_code == 2
+        assert "another process searches the study 's'" in result.stderr and "give another --study" in result.stderr
+        assert not (tmp_path / "studies.db").exists(), "it did not come as far as the study"
+        with study_lock(url, "another study of the same file"):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with study_lock(url, "s"):  # the lock's file is still there
+        assert list(tmp_path.glob("*.lock"))
+
+
+def test_a_storage_server_and_a_search_never_hold_one_sqlite_file_together(tmp_path):
+    url = f"sqlite:///{tmp_path}/studies.db"
+    with study_lock(url, "s"), pytest.raises(FlexiError, match="a search holds a study of"), server_lock(url):
+        pass
+    with server_lock(url):
+        with pytest.raises(FlexiError, match="a storage server serves"), study_lock(url, "s"):
+            pass
+        with pytest.raises(FlexiError, match="another storage server"), server_lock(url):
+            pass
+    with study_lock(url, "s"):
+        pass
+
+
+def test_a_lock_makes_no_folder(tmp_path):
+    with pytest.raises(FlexiError, match="there is no folder"), study_lock(f"sqlite:///{tmp_path}/no/studies.db", "s"):
+        pass
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.fixture
+def public_folder():
+    """A folder whose parents everybody may pass, as root's tests read and write whatever the permissions say."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def _read_only(folder: Path):
+    folder.chmod(0o555)
+    for file in folder.iterdir():
+        file.chmod(0o444)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        for file in folder.iterdir():
+            file.chmod(0o644)
+
+
+def test_a_folder_that_turned_read_only_is_one_clear_error_and_the_study_goes_on_afterwards(search, public_folder):
+    url = f"sqlite:///{public_folder}/studies.db"
+    _, whole = search("sqlite://", evaluations=6)
+    study, _ = search(url, evaluations=3)
+    with _read_only(public_folder):
+        with pytest.raises(FlexiError, match=r"the study 's' cannot go on.*It keeps its finished candidates"):
+            search(study, evaluations=6)
+        with pytest.raises(FlexiError, match=r"cannot be used.*denied.*; use a folder that can be written to"):
+            study_lock(url, "s").__enter__()
+    _, resumed = search(url, evaluations=6)
+    assert _texts(resumed) == _texts(whole)
+
+
+def _texts(result) -> list[str]:
+    return [str(candidate.schedule) for candidate in result.candidates]
+
+
+@contextmanager
+def _small_files(folder: Path):
+    """No file grows beyond what the database has, and a little: as on a disk that is nearly full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (folder / "studies.db").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 12_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@contextmanager
+def _full_disk(folder: Path):
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 400 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _goes_on_after(search, folder: Path, full, reason: str) -> None:
+    url = f"sqlite:///{folder}/studies.db"
+    _, whole = search("sqlite://", evaluations=12)
+    _, begun = search(url, evaluations=3)
+    with full(folder), pytest.raises(FlexiError, match=f"the study 's' cannot go on.*{reason}.*It keeps its finished"):
+        search(url, evaluations=400)
+    study, _ = search(url, evaluations=1)
+    assert _texts(begun) == [str(c.schedule) for c in candidates_of(study)][:3]
+    _, resumed = search(url, evaluations=12)
+    assert _texts(resumed)[:12] == _texts(whole)
+
+
+def test_a_full_disk_is_one_clear_error_and_the_study_goes_on_afterwards(search, small_disk):
+    _goes_on_after(search, small_disk, _full_disk, "is full; the disk is full or failing: free some space")
+
+
+def test_a_file_that_may_not_grow_is_one_clear_error_and_the_study_goes_on_afterwards(search, tmp_path):
+    _goes_on_after(search, tmp_path, _small_files, "the disk is full or failing: free some space")
+
+
+def test_evaluations_are_of_the_whole_study(search, tmp_path):
+    url = f"sqlite:///{tmp_path}/studies.db"
+    assert len(search(url, evaluations=3)[1].candidates) == 3
+    assert len(search(url, evaluations=5)[1].candidates) == 5
+    assert len(search(url, evaluations=4)[1].candidates) == 5
+
+
+def test_minutes_are_of_evaluation_and_of_the_whole_study(search, backend, tmp_path):
+    url, fitness = f"sqlite:///{tmp_path}/studies.db", Fitness(backend, (1, 3))
+    _, first = search(url, fitness, evaluations=2)
+    minutes = (2 * first.seconds + fitness.teacher_seconds) / 60
+    study, result = search(url, fitness, minutes=minutes)
+    seconds = [trial.user_attrs["seconds"] for trial in study.trials]
+    assert sum(seconds[:-1]) < 60 * minutes - fitness.teacher_seconds <= sum(seconds) == result.seconds
+    _, again = search(url, fitness, minutes=minutes)
+    assert len(again.candidates) == len(result.candidates) > len(first.candidates)
+
+
+def test_the_time_left_comes_from_the_measured_seconds_of_a_candidate(search, tmp_path):
+    states = []
+    search(f"sqlite:///{tmp_path}/studies.db", evaluations=4, on_progress=states.append)
+    assert [state.finished for state in states] == [0, 1, 2, 3, 4]
+    for state in states[1:]:
+        assert state.seconds_left == pytest.approx((4 - state.finished) * state.seconds / state.finished)
