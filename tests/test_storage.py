@@ -46,7 +46,9 @@ def _free_port() -> int:
 
 def _start(args: list[str], folder: Path) -> subprocess.Popen:
     environment = {**os.environ, "FLEXI_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from search_tools.cli import app; app()", *args]
+    # A shell's background job ignores Ctrl-C, and so do its children unless they ask for it.
+    hears = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{hears}; from search_tools.cli import app; app()", *args]
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
