@@ -37,17 +37,17 @@ function drawStrip(context, steps, width, top) {
   context.restore();
 }
 
-/** Draw a line of text under the strip, cut where the node ends. */
-function drawLine(context, text, width, top) {
+/** Draw text under the strip, a line for each of its parts, cut where the node ends. */
+function drawLines(context, parts, width, top) {
   context.save();
   context.beginPath();
-  context.rect(15, top, width - 30, LINE_HEIGHT + 2);
+  context.rect(15, top, width - 30, LINE_HEIGHT * parts.length + 2);
   context.clip();
   context.fillStyle = "rgba(160, 160, 160, 1)";
   context.font = "10px sans-serif";
   context.textAlign = "left";
   context.textBaseline = "top";
-  context.fillText(text, 15, top + 2);
+  parts.forEach((part, i) => context.fillText(part, 15, top + 2 + i * LINE_HEIGHT));
   context.restore();
 }
 
@@ -60,12 +60,12 @@ function addStrip(node) {
     name: "flexi_strip",
     type: "flexi_strip",
     steps: "", // of the last execution
-    line: "", // what the file says that it was made for, where the node loads one
+    line: "", // what the file says that it was made for, where the node loads one; its parts are parted by semicolons
     settings: "", // the node's at that time; with others the steps are not known
     options: { serialize: false },
     serialize: false,
     computeSize(width) {
-      return [width, STRIP_HEIGHT + 4 + (this.line ? LINE_HEIGHT : 0)];
+      return [width, STRIP_HEIGHT + 4 + (this.line ? LINE_HEIGHT * this.line.split("; ").length : 0)];
     },
     draw(context, _node, width, top) {
       const text = node.widgets?.find((widget) => widget.name === "text");
@@ -73,7 +73,7 @@ function addStrip(node) {
       const known = settings(node) === this.settings;
       const executed = known ? this.steps : "";
       drawStrip(context, text && !linked ? letters(text.value) : executed, width, top);
-      if (known && this.line) drawLine(context, this.line, width, top + STRIP_HEIGHT);
+      if (known && this.line) drawLines(context, this.line.split("; "), width, top + STRIP_HEIGHT);
     },
   };
   node.addCustomWidget(strip);
