@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
@@ -154,18 +154,15 @@ class Space:
             count = int((self.budget - self.steps * share) / (1 - share))
             if count >= 1:
                 found.append(self._equal_segments([(self.steps, shallow)] * count, StepKind.NULL, 1, rng))
-        if "free" in self.families:
-            found += self._deepcaches()
-        return found
+        return found + [schedule for schedule in self._deepcaches() if self.family(schedule) in self.families]
 
     def _deepcaches(self) -> list[Schedule]:
-        """Return DeepCache's schedules: at every depth the densest that the budget allows; for a front sparser ones too."""
-        found = []
+        """Return DeepCache at every interval and depth that the budget allows, the densest of each depth first."""
+        fitting = []
         for depth in self.cost.partial_macs:
             every = (deepcache(self.steps, interval, depth) for interval in range(2, self.steps + 1))
-            fitting = [schedule for schedule in every if self.spent(schedule) <= self.budget]
-            found += [fitting[i] for i in (0, 1, 3, 8) if i < len(fitting)] if self.front else fitting[:1]
-        return found
+            fitting.append([schedule for schedule in every if self.spent(schedule) <= self.budget])
+        return [schedule for rank in zip_longest(*fitting) for schedule in rank if schedule is not None]
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return Optuna's description of every gene; a schedule has those of its family."""

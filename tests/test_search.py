@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from flexi_core import FlexiError, Schedule
 from flexi_core.cost import NetworkCost
+from flexi_core.presets import deepcache
 from search_tools.embedded import EmbeddedBackend
 from search_tools.evolution import PAIRED_MARGIN, EvolutionSampler, near_best
 from search_tools.fitness import Fitness, stages_to
@@ -128,6 +129,20 @@ def test_genes_drawn_one_by_one_become_a_schedule_within_the_budget():
 def test_a_budget_that_no_schedule_can_keep_is_refused():
     with pytest.raises(FlexiError, match="possible are 1 to 20"):
         Space(20, 21.0, COST)
+
+
+@pytest.mark.parametrize("front", [False, True])
+def test_the_seeds_hold_deepcache_at_every_interval_and_depth_that_fit(front):
+    space = Space(20, 2.5, COST, front=front)
+    every = [deepcache(20, interval, depth) for interval in range(2, 21) for depth in space.depths]
+    fitting = {str(schedule) for schedule in every if space.spent(schedule) <= space.budget}
+    assert len(fitting) > 15 and fitting <= {str(seed) for seed in space.seeds()}
+
+
+def test_the_papers_space_alone_holds_the_deepcaches_of_equal_segments():
+    seeds = Space(20, 2.5, COST, ("paper",)).seeds()
+    assert deepcache(20, 5, 1) in seeds and deepcache(20, 10, 2) in seeds
+    assert all(len({len(segment) for segment in seed.segments}) <= 2 for seed in seeds)
 
 
 def test_a_network_that_cannot_be_partial_is_searched_with_full_and_null_steps():
