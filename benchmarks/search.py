@@ -21,9 +21,10 @@ import typer
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from flexi_core import FlexiError, Schedule
+from flexi_core import FlexiError
 from flexi_core.files import replace_file
 from flexi_core.replay import PredictionStore
+from search_tools.candidate import schedule_of
 from search_tools.embedded import EmbeddedBackend
 from search_tools.evolution import FINISHED, near_best
 from search_tools.fitness import Fitness
@@ -95,7 +96,7 @@ class Bench:
         wanted = SearchSettings.of(self._backend, SPEEDUP, self._samples, strategy=strategy, seed=seed, finalists=0)
         study = open_study(self._storage, name, wanted)
         stages = wanted.stages if stopping else wanted.stages[-1:]
-        fitness = Fitness(self._backend, stages, predictions=PredictionStore() if reuse else None)
+        fitness = Fitness(self._backend, stages, predictions=PredictionStore() if reuse else None, fit=wanted.fit)
 
         def say(state) -> None:
             _err.print(f"{name}: {state.finished} of {self._evaluations}, {state.seconds_left:.0f} s left")
@@ -106,7 +107,7 @@ class Bench:
         # A study that an earlier call took further is read up to here.
         trials = study.get_trials(deepcopy=False, states=FINISHED)[: self._evaluations]
         bests = best_so_far(trials)
-        row, _ = self._judge.judge(name, Schedule.parse(bests[-1].user_attrs["schedule"]))
+        row, _ = self._judge.judge(name, schedule_of(bests[-1]))
         macs, seconds = (sum(trial.user_attrs[key] for trial in trials) for key in ("macs", "seconds"))
         psnr, rfid = ([trial.user_attrs["evaluation"][key] for trial in bests] for key in ("psnr_db", "rfid"))
         return Searched(psnr, rfid, macs, seconds, row)

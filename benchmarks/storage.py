@@ -53,6 +53,9 @@ class StubFitness:
         time.sleep(self._seconds / len(self.stages))
         return schedule
 
+    def fitted(self, schedule: Schedule) -> Schedule:
+        return schedule
+
     def error(self, latents: Schedule) -> float:
         return 1 + 0.2 * latents.letters.rindex("F") / len(latents)
 

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .plan import Plan
 from .run import Run, StepRecord
-from .schedule import Schedule, StepKind
+from .schedule import Schedule
 from .transformer_steps import BlockKey, ModelCall, streams_of, watched
 from .unet_steps import NetworkCall, block_count, watched_features
 
@@ -68,7 +68,7 @@ class NetworkCost:
 
     def cache_bytes(self, plan: Plan, rows: int) -> float:
         """Return the memory that a plan's deep features need at one time, for a batch with all its conditionings."""
-        depths = {step.depth for step in plan.steps if step.kind is StepKind.PARTIAL}
+        depths = {step.depth for step in plan.steps if step.kind.is_partial}
         return rows * max((self.feature_bytes.get(depth, 0.0) for depth in depths), default=0.0)
 
 
@@ -121,18 +121,21 @@ def count_macs(network: nn.Module, call: NetworkCall | ModelCall) -> NetworkCost
 
 
 def schedule_cost(schedule: Schedule, cost: NetworkCost) -> float:
-    """Return the MACs of one sample of one conditioning under a schedule; guidance doubles this and its teacher alike."""
+    """Return the MACs of one sample under a schedule, for each of its conditionings.
+
+    Guidance doubles this and its teacher alike; a step that reuses guidance computes one half of two.
+    """
     total = 0.0
     for step in schedule.steps():
-        if step.kind is StepKind.FULL:
-            total += cost.full_macs
-        elif step.kind is StepKind.PARTIAL:
-            total += cost.macs(step.depth)
+        if not step.kind.is_null:
+            total += (cost.macs(step.depth) if step.kind.is_partial else cost.full_macs) * (
+                0.5 if step.kind.reuses_guidance else 1
+            )
     return total
 
 
 def predicted_speedup(schedule: Schedule, cost: NetworkCost) -> float:
-    """Return the teacher's MACs over the schedule's; with and without guidance it is the same."""
+    """Return the teacher's MACs over the schedule's; without reused guidance it is the same for a run that is not guided."""
     return len(schedule) * cost.full_macs / schedule_cost(schedule, cost)
 
 
@@ -148,7 +151,8 @@ def all_full_macs(run: Run, cost: NetworkCost) -> float:
     with its mean.
     """
     evaluations = sum(record.evaluations for record in run.records)
-    computed = [record for record in run.records if record.network_calls]
+    steps = zip(run.records, run.plan.steps, strict=True)
+    computed = [record for record, step in steps if record.network_calls and not step.kind.reuses_guidance]
     rows = sum(sum(record.calls.values()) for record in computed)
     asked = sum(record.evaluations for record in computed)
     kept = len(run.plan.kept) - 1

@@ -1,10 +1,10 @@
 """Schedule text: parse and print.
 
     schedule = group *("|" group) [";" option *("," option)]
-    group    = count "*" "(" group *("|" group) ")" | letters ["@" depth]
+    group    = count "*" "(" group *("|" group) ")" | letters ["@" depth] ["~" factor *("," factor)]
     option   = "order" "=" number
 
-Spaces are free. Segments are letters F, P, N, X; a run such as FFXX splits before each F, so that `|` may be left out.
+Spaces are free. Segments are letters F, P, N, X, f, p; a run such as FFXX splits before each F, so that `|` may be left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from .schedule import DEFAULT_DEPTH, MAX_STEPS, Schedule, Segment, StepKind
 
 MAX_TEXT = 100_000  # characters
 _MAX_NESTING = 8
-_TOKEN = re.compile(r"\s*(?:(\d+)|([A-Za-z]+)|([|@*();=,])|(\S))")
+_LETTERS = "FPNXfp"
+_TOKEN = re.compile(r"\s*(?:(-?\d*\.\d+(?:e-?\d+)?|-\d+)|(\d+)|([A-Za-z]+)|([|@*();=,~])|(\S))")
 
 
 def parse(text: str) -> Schedule:
@@ -36,10 +37,15 @@ def unparse(schedule: Schedule) -> str:
     parts = []
     for segment, group in groupby(schedule.segments):
         text = segment.letters + (f"@{segment.depth}" if segment.depth is not None else "")
+        text += "" if segment.blend is None else "~" + ",".join(map(_factor, segment.blend))
         count = len(list(group))
         parts.append(text if count == 1 else f"{count}*({text})")
     options = "" if schedule.order == 1 else f"; order={schedule.order}"
     return "|".join(parts) + options
+
+
+def _factor(value: float) -> str:
+    return repr(float(value)).removesuffix(".0")
 
 
 class _Parser:
@@ -90,28 +96,50 @@ class _Parser:
         return self.segments()
 
     def segments(self) -> list[Segment]:
-        letters = self.next("steps: letters F, P, N, X")
+        letters = self.next("steps: letters F, P, N, X, f, p")
         start = self.tokens[self.at - 1][1]
         for offset, letter in enumerate(letters):
-            if letter not in "FPNX":
-                hint = f"; did you mean {letter.upper()}?" if letter.upper() in "FPNX" else ""
+            if letter not in _LETTERS:
+                hint = f"; did you mean {letter.upper()}?" if letter.upper() in _LETTERS else ""
                 raise ScheduleError(
-                    f"at character {start + offset + 1}: unknown step {letter!r}; "
-                    f"steps are F (full), P (partial), N (removed), X (extrapolated){hint}"
+                    f"at character {start + offset + 1}: unknown step {letter!r}; steps are F (full), P (partial), "
+                    f"N (removed), X (extrapolated), f and p (full and partial with the last guidance){hint}"
                 )
-        if letters[0] != "F":
+        if letters[0] not in "Ff":
             raise ScheduleError(
                 f"at character {start + 1}: a segment starts with a full step, this one is {letters!r}; put an F first"
             )
         depth = self.number("a depth") if self.take("@") else None
-        if depth is not None and "P" not in letters:
+        if depth is not None and not set(letters) & set("Pp"):
             raise self.error(f"{letters!r} has depth {depth} and no partial step P to run at it; leave out @{depth}")
+        blend = self.factors() if self.take("~") else None
+        if blend is not None and "X" not in letters:
+            raise self.error(f"{letters!r} has a blend and no extrapolated step X; leave out the ~")
         segments = []
-        for part in re.findall("F[^F]*", letters):
-            partial = "P" in part
+        for part in re.findall("[Ff][^Ff]*", letters):
             kinds = tuple(StepKind(letter) for letter in part)
-            segments.append(Segment(kinds, (DEFAULT_DEPTH if depth is None else depth) if partial else None))
+            partial = any(kind.is_partial for kind in kinds)
+            segments.append(
+                Segment(kinds, (DEFAULT_DEPTH if depth is None else depth) if partial else None, blend if "X" in part else None)
+            )
         return segments
+
+    def factors(self) -> tuple[float, ...]:
+        found = [self.factor()]
+        while self.take(","):
+            found.append(self.factor())
+        return tuple(found)
+
+    def factor(self) -> float:
+        token = self.peek()
+        try:
+            value = float(token) if len(token) <= 30 else None
+        except ValueError:
+            value = None
+        if value is None or not token[-1].isdigit():
+            raise self.error(f"expected a factor of a blend such as 0.98, found {token[:20] or 'the end'!r}")
+        self.at += 1
+        return value
 
     def bound(self, steps: int) -> None:
         if steps > MAX_STEPS:

@@ -14,6 +14,7 @@ import comfy.ldm.modules.attention
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.samplers
 import comfy.supported_models_base
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
@@ -25,7 +26,9 @@ from .demo.model import TOKEN_TABLE, read_weights
 from .demo.model import WEIGHTS as DEMO_WEIGHTS
 from .demo.scenes import parse_caption
 from .errors import FlexiError, ScheduleError
+from .extrapolation import Observer
 from .fingerprint import architecture_fingerprint, weights_fingerprint
+from .fit import Solver
 from .graphs import keep_outside, outside_graphs
 from .plan import Plan, make_plan, same_grid
 from .replay import Replay
@@ -76,6 +79,7 @@ def apply_schedule(
     cache: str = "auto",
     cache_limit_mib: float = 0,
     replay: Callable[[], Replay] | None = None,
+    observe: Callable[[Plan, Solver], Observer | None] | None = None,
 ) -> tuple[comfy.model_patcher.ModelPatcher, RunHandle]:
     """Return a clone of a model that samples under a schedule, and the handle of its reports.
 
@@ -89,6 +93,7 @@ def apply_schedule(
         cache: where deep features are kept, one of `PLACES`; `auto` is the device's memory while that leaves room, else RAM.
         cache_limit_mib: features that do not fit are not kept, and their partial steps run in full; 0 is no limit.
         replay: makes a run's view of a store of predictions, for searches that sample one run many times.
+        observe: makes what follows a run's derivatives, from its plan and its sampler.
 
     Raises:
         FlexiError: on_mismatch or cache is not one of the known, or the limit is negative.
@@ -104,7 +109,7 @@ def apply_schedule(
     # One schedule per model: a later Apply node takes the earlier one's place.
     earlier = bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY))
     wrappers = {
-        WrappersMP.OUTER_SAMPLE: _OuterSample(schedule, on_mismatch, policy, handle, earlier, replay),
+        WrappersMP.OUTER_SAMPLE: _OuterSample(schedule, on_mismatch, policy, handle, earlier, replay, observe),
         **_ASKED_AT,
         WrappersMP.CALC_COND_BATCH: _calc_cond_batch,
         WrappersMP.APPLY_MODEL: _apply_model,
@@ -134,8 +139,10 @@ class _OuterSample:
         handle: RunHandle,
         earlier: bool,
         replay: Callable[[], Replay] | None,
+        observe: Callable[[Plan, Solver], Observer | None] | None,
     ) -> None:
         self.schedule, self.on_mismatch, self.policy, self.handle, self.replay = schedule, on_mismatch, policy, handle, replay
+        self.observe = observe
         self.notes = ("The schedule takes the place of an earlier one on this model.",) if earlier else ()
 
     def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
@@ -149,9 +156,9 @@ class _OuterSample:
             self.handle.keep(RunReport(None, time.perf_counter() - began, notes), latent)
             return latent
         synchronize = _synchronizer(guider.model_patcher.load_device)
-        run = Run(
-            plan, synchronize, self.policy, {"optimized_attention_override": _counted_attention}, self.replay and self.replay()
-        )
+        counted = {"optimized_attention_override": _counted_attention}
+        observer = self.observe and self.observe(plan, _solver(sampler))
+        run = Run(plan, synchronize, self.policy, counted, self.replay and self.replay(), observer)
         options = guider.model_options.setdefault("transformer_options", {})
         post_cfg = len(guider.model_options.get("sampler_post_cfg_function", ()))
         options[KEY] = _HostRun(run, post_cfg)
@@ -187,6 +194,22 @@ class _OuterSample:
             return make_plan(self.schedule, sigmas.tolist()), _other_run(others)
         except ScheduleError as error:
             return None, [*_other_run(others), f"The schedule stood down: {error}."]
+
+
+def _solver(sampler: comfy.samplers.Sampler) -> Solver:
+    """Return the solver that a sampler of the host is, for any denoiser.
+
+    Raises:
+        AttributeError: when it is run, where the sampler is not one of the host's own kind.
+    """
+
+    def solve(denoise: Callable[[torch.Tensor, float], torch.Tensor], x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+        def model(x: torch.Tensor, sigma: torch.Tensor, **_: Any) -> torch.Tensor:
+            return denoise(x, float(sigma.max()))
+
+        return sampler.sampler_function(model, x, sigmas, extra_args={}, callback=None, disable=True, **sampler.extra_options)
+
+    return solve
 
 
 def _other_run(differences: Sequence[str]) -> list[str]:
@@ -312,13 +335,28 @@ _ASKED_AT = (
 
 
 def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
-    """Let control nets run the blocks alone whose residuals a partial step takes in."""
-    host_run = model_options.get("transformer_options", {}).get(KEY)
-    depth = None if host_run is None else host_run.run.partial_depth(float(timestep.max()))
+    """Leave the unconditional half out where guidance is reused; let control nets run a partial step's own blocks alone."""
+    options = model_options.get("transformer_options", {})
+    host_run = options.get(KEY)
+    if host_run is None:
+        return executor(model, conds, x_in, timestep, model_options)
+    run, sigma = host_run.run, float(timestep.max())
+    depth = run.partial_depth(sigma)
     if depth is not None and block_count(model.diffusion_model) is not None:
         views: dict[int, ShallowControl] = {}  # conditionings that share a control net still share it
         conds = [cond and [_with_shallow_control(entry, depth, views) for entry in cond] for cond in conds]
-    return executor(model, conds, x_in, timestep, model_options)
+    if len(conds) < 2 or any(cond is None for cond in conds):
+        return executor(model, conds, x_in, timestep, model_options)
+    if len(conds) > 2:
+        run.guides_itself(sigma, f"the guider has {len(conds)} conditionings, not a positive and a negative one")
+        return executor(model, conds, x_in, timestep, model_options)
+
+    def halves(both: bool):
+        # The host leaves a conditioning out that is None.
+        return executor(model, conds if both else [conds[0], None], x_in, timestep, model_options)
+
+    window = getattr(options.get("context_window"), "index_list", ())
+    return [*run.guide(x_in, sigma, halves, tuple(window))]
 
 
 def _with_shallow_control(entry: dict[str, Any], depth: int, views: dict[int, ShallowControl]) -> dict[str, Any]:

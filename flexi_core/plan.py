@@ -25,7 +25,7 @@ class Plan:
     Args:
         sigmas: the run's own noise levels [n + 1], descending.
         steps: one for each interval.
-        order: of the extrapolation.
+        order: of the extrapolation where a step has no blend.
         mapping: in words, how the schedule was laid over the run; empty when it fits as it is.
     """
 
@@ -61,13 +61,18 @@ class Plan:
         return i + min(max((high - sigma) / (high - low), 0.0), 1.0)
 
     @property
+    def terms(self) -> int:
+        """How many computed steps an extrapolation goes back to."""
+        return max(self.order + 1, *(len(step.blend or ()) for step in self.steps))
+
+    @property
     def letters(self) -> str:
         return "".join(step.kind.value for step in self.steps)
 
     def capture_depth(self, index: int) -> int | None:
         """Return the depth at which a full step must keep its deep feature for the partial steps of its segment, if any."""
         segment = self.steps[index].segment
-        return next((s.depth for s in self.steps if s.segment == segment and s.kind is StepKind.PARTIAL), None)
+        return next((s.depth for s in self.steps if s.segment == segment and s.kind.is_partial), None)
 
 
 def make_plan(schedule: Schedule, sigmas: Sequence[float]) -> Plan:
@@ -102,7 +107,8 @@ def make_plan(schedule: Schedule, sigmas: Sequence[float]) -> Plan:
     for source in sources:
         step = steps[source]
         opens = step.segment != previous
-        mapped.append(Step(StepKind.FULL, None, step.segment) if opens else step)
+        reuses = mapped and step.kind is StepKind.FULL_CONDITIONAL
+        mapped.append(Step(StepKind.FULL, None, step.segment) if opens and not reuses else step)
         previous = step.segment
     return Plan(sigmas, tuple(mapped), schedule.order, mapping)
 

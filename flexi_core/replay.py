@@ -15,7 +15,6 @@ import torch
 
 from .errors import FlexiError
 from .plan import Plan
-from .schedule import StepKind
 
 
 class ReplayMiss(FlexiError):
@@ -101,13 +100,13 @@ class Replay:
         """
         step = plan.steps[index]
         key = (self._scope, digest(x), sigma)
-        if step.kind is StepKind.PARTIAL:
+        if step.kind.is_partial:
             key = (*key, step.depth, self._full)
             kept = self._store.get(key, x.device)
             if kept is None and self._full_was_recalled:
                 raise ReplayMiss(f"step {index + 1} is not in the store of predictions, but the full step before it was")
             return key, kept
-        others = [i for i, s in enumerate(plan.steps) if s.segment == step.segment and s.kind is StepKind.PARTIAL]
+        others = [i for i, s in enumerate(plan.steps) if s.segment == step.segment and s.kind.is_partial]
         complete = self._store.has_partials(key, [(i, plan.steps[i].depth) for i in others])
         kept = self._store.get(key, x.device) if complete else None
         self._full, self._full_was_recalled = key, kept is not None
@@ -117,7 +116,7 @@ class Replay:
         """Keep a prediction that was computed, under the key that `recall` gave."""
         self._store.put(key, prediction)
         step = plan.steps[index]
-        if step.kind is StepKind.PARTIAL:
+        if step.kind.is_partial:
             self._store.link(self._full, (index, step.depth), key)
 
 

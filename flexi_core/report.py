@@ -121,12 +121,7 @@ class RunReport:
         if not self.steps:
             return "\n".join(["Flexiffusion: plain sampling, every step full.", *self.notes, f"{self.seconds:.2f} s."])
         counts = Counter(step.ran for step in self.steps)
-        names = {
-            StepKind.FULL: "full",
-            StepKind.PARTIAL: "partial",
-            StepKind.NULL: "null (removed)",
-            StepKind.EXTRAPOLATED: "null (extrapolated)",
-        }
+        names = {kind: f"null ({kind.label})" if kind.is_null else kind.label for kind in StepKind}
         kinds = ", ".join(f"{counts[kind]} {name}" for kind, name in names.items() if counts[kind])
         lines = [f"Flexiffusion: {len(self.steps)} steps: {kinds}.", self.letters]
         calls, speedup = sum(step.network_calls for step in self.steps), self.speedup_macs
@@ -165,7 +160,7 @@ def _step_report(run: Run, index: int) -> StepReport:
         number=index + 1,
         planned=step.kind,
         ran=ran,
-        depth=step.depth if ran is StepKind.PARTIAL else None,
+        depth=step.depth if ran.is_partial else None,
         sigma=run.plan.sigmas[index],
         evaluations=record.evaluations,
         network_calls=record.network_calls,

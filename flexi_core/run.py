@@ -17,17 +17,19 @@ import torch
 from torch import nn
 
 from .cache import CachePolicy, Feature, FeatureCache
-from .extrapolation import DerivativeHistory
+from .extrapolation import DerivativeHistory, Observer
 from .graphs import outside_graphs
+from .guidance import GuidanceHistory
 from .plan import Plan
 from .replay import Replay
-from .schedule import StepKind
+from .schedule import MAX_ORDER, StepKind
 from .transformer_steps import ModelCall, TransformerSteps
 from .unet_steps import NetworkCall, UNetSteps, block_count
 
 log = logging.getLogger(__name__)
 
 FULL_DEPTH = 0  # in call counts: a call of every block
+MOST_TERMS = MAX_ORDER + 1
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Run:
         policy: where deep features are kept, and how much of them.
         count_options: options for the pass without data in which MACs are counted.
         replay: where predictions are looked up before they are computed.
+        observer: follows the run's derivatives.
     """
 
     def __init__(
@@ -63,8 +66,12 @@ class Run:
         policy: CachePolicy | None = None,
         count_options: Mapping[str, Any] | None = None,
         replay: Replay | None = None,
+        observer: Observer | None = None,
     ) -> None:
-        self.plan, self._replay = plan, replay
+        reuses_guidance = any(step.kind.reuses_guidance for step in plan.steps)
+        # The guidance of a step that was taken from a store is not known.
+        self.plan, self._replay = plan, None if reuses_guidance else replay
+        self._guidance = GuidanceHistory() if reuses_guidance else None
         self.records = [StepRecord() for _ in plan.steps]
         self.first_call: tuple[nn.Module, NetworkCall | ModelCall] | None = None  # for counting MACs after the run
         self.cache = FeatureCache(policy or CachePolicy())
@@ -72,7 +79,8 @@ class Run:
         self._count_options = count_options or {}
         self._steps: dict[nn.Module, UNetSteps | TransformerSteps] = {}
         self._extrapolates = any(step.kind is StepKind.EXTRAPOLATED for step in plan.steps)
-        self._history = DerivativeHistory(plan.order)
+        self._observer = observer
+        self._history = DerivativeHistory(MOST_TERMS if observer else plan.terms)
         self._warned: set[str] = set()
         self._evaluation: float | None = None  # the noise level that is being asked for
         self._seen: Counter[Hashable] = Counter()  # chunks of it, by conditioning
@@ -84,7 +92,7 @@ class Run:
     def partial_depth(self, sigma: float) -> int | None:
         """Return the depth of the partial step at a noise level; None where the step is of another kind."""
         step = self.plan.steps[self.plan.step_index(sigma)]
-        return step.depth if step.kind is StepKind.PARTIAL else None
+        return step.depth if step.kind.is_partial else None
 
     def predict(
         self, x: torch.Tensor, sigma: float, compute: Callable[[], torch.Tensor], must_compute: str = ""
@@ -102,13 +110,18 @@ class Run:
         record.evaluations += 1
         self._begin_evaluation(sigma)
         place = self.plan.place(sigma)
-        if self.plan.steps[index].kind is StepKind.EXTRAPOLATED:
+        step = self.plan.steps[index]
+        if step.kind is StepKind.EXTRAPOLATED:
             if must_compute:
                 self._fall_back(index, must_compute)
             elif not self._history.fits(x):
                 self._fall_back(index, "no computed step of this shape to extrapolate from")
             else:
-                return x - sigma * self._history.extrapolate(place)
+                blend = self._observer and self._observer.blend(index, self._history)
+                derivative = self._history.extrapolate(place, blend or step.blend or (1.0,) * (self.plan.order + 1))
+                if self._observer:
+                    self._observer.see(index, x, derivative)
+                return x - sigma * derivative
         # Whoever listens for the unguided prediction must hear it.
         replay = None if must_compute else self._replay
         key, denoised = (None, None) if replay is None else replay.recall(self.plan, index, x, sigma)
@@ -120,9 +133,45 @@ class Run:
             record.seconds += time.perf_counter() - began
             if replay is not None:
                 replay.keep(self.plan, index, key, denoised)
-        if self._extrapolates:
-            self._history.add(place, (x - denoised) / sigma)
+        if self._extrapolates or self._observer:
+            derivative = (x - denoised) / sigma
+            self._history.add(place, derivative)
+            if self._observer:
+                self._observer.see(index, x, derivative)
         return denoised
+
+    def guide(
+        self,
+        x: torch.Tensor,
+        sigma: float,
+        halves: Callable[[bool], tuple[torch.Tensor, torch.Tensor]],
+        window: tuple[int, ...] = (),
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the denoised latents with and without the prompt [B, ...] at a noise level, as the step there asks.
+
+        Args:
+            x: noisy latent [B, ...].
+            sigma: noise level.
+            halves: asks the network, for both halves or for the conditional one alone, whose partner is then not read.
+            window: the context window that x is, where the run has several.
+        """
+        if self._guidance is None:
+            return halves(True)
+        index = self.plan.step_index(sigma)
+        if self.plan.steps[index].kind.reuses_guidance:
+            if not (reason := self._guidance.why_not(x, window)):
+                conditional, _ = halves(False)
+                return conditional, self._guidance.unconditional(sigma, conditional, window)
+            self._fall_back(index, f"the guidance cannot be reused: {reason}")
+        conditional, unconditional = halves(True)
+        self._guidance.keep(sigma, conditional, unconditional, window)
+        return conditional, unconditional
+
+    def guides_itself(self, sigma: float, reason: str) -> None:
+        """Note that a step at this noise level cannot reuse guidance, where it should."""
+        index = self.plan.step_index(sigma)
+        if self.plan.steps[index].kind.reuses_guidance:
+            self._fall_back(index, f"the guidance cannot be reused: {reason}")
 
     @outside_graphs
     def forward(
@@ -143,7 +192,7 @@ class Run:
         if sigma != self._evaluation:
             self._begin_evaluation(sigma)
         keys, steps = self._chunk_keys(call), self._steps_of(network)
-        if step.kind is StepKind.PARTIAL:
+        if step.kind.is_partial:
             feature, reason = self._recall(steps, keys, step.segment, step.depth, call.x.device)
             prediction = None if feature is None else steps.partial(call, forward, step.depth, feature)
             if prediction is not None:
@@ -165,7 +214,9 @@ class Run:
         """Drop everything that the run kept of the network's work; its records stay."""
         self.cache.clear()
         self._steps.clear()
-        self._history = DerivativeHistory(self.plan.order)
+        self._history = DerivativeHistory(self.plan.terms)
+        self._observer = None
+        self._guidance = self._guidance and GuidanceHistory()
 
     def _steps_of(self, network: nn.Module) -> UNetSteps | TransformerSteps:
         if network not in self._steps:

@@ -17,6 +17,7 @@ from .errors import ScheduleError
 MAX_STEPS = 10_000
 MAX_DEPTH = 1_000
 MAX_ORDER = 3
+MAX_BLEND = 100
 DEFAULT_DEPTH = 3  # the shallowest depth at which held features did not drift in long runs
 
 
@@ -27,10 +28,39 @@ class StepKind(Enum):
     PARTIAL = "P"  # the shallow blocks, on the deep feature of the segment's full step
     NULL = "N"  # nothing: the step is removed from the run's sigmas
     EXTRAPOLATED = "X"  # nothing: the prediction is extrapolated from the last computed steps
+    FULL_CONDITIONAL = "f"  # every block, with the prompt alone: the guidance is that of the last step that ran both halves
+    PARTIAL_CONDITIONAL = "p"  # the shallow blocks, with the prompt alone
+
+    @property
+    def label(self) -> str:
+        """What people call such a step."""
+        return _LABELS[self]
+
+    @property
+    def is_full(self) -> bool:
+        return self in (StepKind.FULL, StepKind.FULL_CONDITIONAL)
+
+    @property
+    def is_partial(self) -> bool:
+        return self in (StepKind.PARTIAL, StepKind.PARTIAL_CONDITIONAL)
 
     @property
     def is_null(self) -> bool:
         return self in (StepKind.NULL, StepKind.EXTRAPOLATED)
+
+    @property
+    def reuses_guidance(self) -> bool:
+        return self in (StepKind.FULL_CONDITIONAL, StepKind.PARTIAL_CONDITIONAL)
+
+
+_LABELS = {
+    StepKind.FULL: "full",
+    StepKind.FULL_CONDITIONAL: "full, guidance reused",
+    StepKind.PARTIAL: "partial",
+    StepKind.PARTIAL_CONDITIONAL: "partial, guidance reused",
+    StepKind.NULL: "removed",
+    StepKind.EXTRAPOLATED: "extrapolated",
+}
 
 
 @dataclass(frozen=True)
@@ -38,31 +68,48 @@ class Segment:
     """One full step and the steps that live off it.
 
     Args:
-        kinds: the steps in order: FULL, then PARTIAL, then nulls.
+        kinds: the steps in order: a full one, then partial ones, then nulls. Behind a full step that ran the conditional half
+            alone, partial steps do so too.
         depth: how many of the shallowest blocks a partial step runs (the paper's branch); None without partial steps.
+        blend: of the segment's extrapolated steps: what the held prediction, its linear and its quadratic change are each
+            multiplied with; None for the schedule's order, every factor 1.
 
     Raises:
-        ScheduleError: the order is another, or a depth is missing or superfluous.
+        ScheduleError: the order is another, or a depth or a blend is missing, superfluous or out of range.
     """
 
     kinds: tuple[StepKind, ...]
     depth: int | None = None
+    blend: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         letters = self.letters
-        if not letters.startswith("F"):
+        if letters[:1] not in ("F", "f"):
             raise ScheduleError(f"a segment starts with a full step, this one is {letters or 'empty'!r}; put an F first")
-        if "F" in letters[1:]:
+        if any(kind.is_full for kind in self.kinds[1:]):
             raise ScheduleError(f"a segment has one full step, this one is {letters!r}; put a | before every later F")
-        if "P" in letters[1:].lstrip("P"):
+        partial = any(kind.is_partial for kind in self.kinds)
+        if any(kind.is_partial for kind in self.kinds[self.interval :]):
             raise ScheduleError(
                 f"in a segment the partial steps come before the null steps, this one is {letters!r}; "
                 "move its P forward or start a new segment with F"
             )
-        if (self.depth is None) == ("P" in letters):
+        if letters[0] == "f" and "P" in letters:
+            raise ScheduleError(f"after f only one half has a deep feature, this segment is {letters!r}; write p, or F first")
+        if (self.depth is None) == partial:
             raise ScheduleError(f"the segment {letters!r} has depth {self.depth}; a depth belongs to a segment with P steps")
         if self.depth is not None and not 1 <= self.depth <= MAX_DEPTH:
             raise ScheduleError(f"the segment {letters!r} has depth {self.depth}; a depth is 1 to {MAX_DEPTH} blocks")
+        if self.blend is not None:
+            self._check_blend()
+
+    def _check_blend(self) -> None:
+        if "X" not in self.letters:
+            raise ScheduleError(f"the segment {self.letters!r} has a blend and no extrapolated step X; leave out the ~")
+        if not 1 <= len(self.blend) <= MAX_ORDER + 1:
+            raise ScheduleError(f"a blend has {len(self.blend)} factors; it is 1 to {MAX_ORDER + 1}: held, linear, and so on")
+        if not all(abs(factor) <= MAX_BLEND for factor in self.blend):  # and so no NaN
+            raise ScheduleError(f"a blend is {', '.join(map(str, self.blend))}; factors are -{MAX_BLEND} to {MAX_BLEND}")
 
     @property
     def letters(self) -> str:
@@ -79,11 +126,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a schedule: its kind, the depth if it is partial, and the number of its segment."""
+    """One step of a schedule: its kind, its depth if it is partial, its segment's number, its blend if it is extrapolated."""
 
     kind: StepKind
     depth: int | None
     segment: int
+    blend: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +140,7 @@ class Schedule:
 
     Args:
         segments: at least one.
-        order: of the extrapolation: 0 holds the last prediction, 1 is linear, at most 3.
+        order: of the extrapolation in segments without a blend: 0 holds the last prediction, 1 is linear, at most 3.
         info: what the schedule's file says beside the schedule (teacher, measured, provenance, unknown keys); it takes no
             part in equality.
 
@@ -107,6 +155,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if not self.segments:
             raise ScheduleError("the schedule is empty; write one letter for each step, for example 10*(FX)")
+        if self.segments[0].kinds[0].reuses_guidance:
+            raise ScheduleError("the first step has no guidance to reuse; start with F")
         if len(self) > MAX_STEPS:
             raise ScheduleError(f"the schedule has {len(self)} steps; at most {MAX_STEPS} are supported")
         if not 0 <= self.order <= MAX_ORDER:
@@ -144,7 +194,13 @@ class Schedule:
         """Yield the steps in order."""
         for number, segment in enumerate(self.segments):
             for kind in segment.kinds:
-                yield Step(kind, segment.depth if kind is StepKind.PARTIAL else None, number)
+                extrapolated = kind is StepKind.EXTRAPOLATED
+                yield Step(kind, segment.depth if kind.is_partial else None, number, segment.blend if extrapolated else None)
+
+    @property
+    def reuses_guidance(self) -> bool:
+        """Whether any step runs the conditional half alone."""
+        return any(kind.reuses_guidance for segment in self.segments for kind in segment.kinds)
 
     def with_info(self, **entries: Any) -> Schedule:
         """Return the schedule with these entries of its info set."""

@@ -27,14 +27,10 @@ _COLOURS = {
     StepKind.PARTIAL: "#35b597",
     StepKind.NULL: "#565c69",
     StepKind.EXTRAPOLATED: "#f0a63c",
+    StepKind.FULL_CONDITIONAL: "#9b7ff0",
+    StepKind.PARTIAL_CONDITIONAL: "#7ad0a0",
 }
 _FALLBACK = "#f0564f"
-_NAMES = {
-    StepKind.FULL: "full",
-    StepKind.PARTIAL: "partial",
-    StepKind.NULL: "removed",
-    StepKind.EXTRAPOLATED: "extrapolated",
-}
 
 
 def draw_timeline(report: RunReport) -> torch.Tensor:
@@ -105,7 +101,7 @@ def _draw_row(draw: ImageDraw.ImageDraw, report: RunReport, row: tuple[StepRepor
             draw.rectangle((left, bottom - share * _CELL_HEIGHT, right, bottom), fill=colour)
         if step.depth is not None and pitch >= 16:
             place = ((left + right) / 2, bottom - share * _CELL_HEIGHT - 4)
-            draw.text(place, str(step.depth), fill=_COLOURS[StepKind.PARTIAL], font=_font(14), anchor="mb")
+            draw.text(place, str(step.depth), fill=_COLOURS[step.ran], font=_font(14), anchor="mb")
         if step.fallbacks:
             middle, size = (left + right) / 2, min(7.0, pitch / 2 - 1)
             draw.polygon([(middle - size, top - 12), (middle + size, top - 12), (middle, top - 2)], fill=_FALLBACK)
@@ -115,17 +111,17 @@ def _draw_row(draw: ImageDraw.ImageDraw, report: RunReport, row: tuple[StepRepor
 
 def _share(report: RunReport, step: StepReport) -> float:
     """Return how much of a full step's compute the step took, for the height of its cell."""
-    if step.ran is StepKind.FULL:
-        return 1.0
-    if step.ran is not StepKind.PARTIAL:
+    if step.ran.is_null:
         return 0.0
-    share = report.cost.share(step.depth) if report.cost is not None else 0.5
-    return max(share, _MIN_SHARE)
+    share = 1.0
+    if step.ran.is_partial:
+        share = report.cost.share(step.depth) if report.cost is not None else 0.5
+    return max(share * (0.5 if step.ran.reuses_guidance else 1), _MIN_SHARE)
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, report: RunReport, top: float) -> None:
     counts = Counter(step.ran for step in report.steps)
-    entries = [(_COLOURS[kind], f"{counts[kind]} {name}") for kind, name in _NAMES.items() if counts[kind]]
+    entries = [(_COLOURS[kind], f"{counts[kind]} {kind.label}") for kind in StepKind if counts[kind]]
     fallbacks = sum(bool(step.fallbacks) for step in report.steps)
     if fallbacks:
         entries.append((_FALLBACK, f"{fallbacks} ran in full instead"))

@@ -95,6 +95,15 @@ class Backend(Protocol):
         """
         ...
 
+    def fit(
+        self, schedule: Schedule, seed: int, count: int, predictions: PredictionStore | None = None
+    ) -> tuple[Schedule, float]:
+        """Return a schedule with blends fitted on samples beside the teacher's trajectories, and the MACs that it took.
+
+        As it is where it extrapolates nothing or the sampler cannot be fitted. The arguments are those of `sample`.
+        """
+        ...
+
     def teacher(self, seed: int, count: int, progress: SampleProgress | None = None) -> torch.Tensor:
         """Return the teacher's latents [count, ...], from the store where they are."""
         ...

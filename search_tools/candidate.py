@@ -7,6 +7,7 @@ import time
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from flexi_core.errors import FlexiError, ScheduleError
 from flexi_core.schedule import Schedule
 
 from .evolution import FINISHED, PAIRED_MARGIN, near_best
@@ -14,7 +15,8 @@ from .fitness import Evaluation, Fitness
 from .space import Space
 
 _FINALS = "flexi:finals"  # of the study: by schedule
-_COPIED = ("errors", "evaluation", "mse")  # what a repeat takes over
+_FITTED = "fitted"  # of a trial: the schedule with fitted blends
+_COPIED = ("errors", "evaluation", "mse", _FITTED)  # what a repeat takes over
 
 
 def evaluate(study: optuna.Study, trial: optuna.Trial, schedule: Schedule, space: Space, fitness: Fitness) -> None:
@@ -22,7 +24,8 @@ def evaluate(study: optuna.Study, trial: optuna.Trial, schedule: Schedule, space
 
     A candidate is evaluated on more and more samples, and dropped where its paired error is clearly above that of the best
     as cheap as it (successive halving over samples); one that the study has seen before takes over what was found then.
-    The trial remembers the schedule's text, its cost, the errors of its stages, the evaluation, seconds, and MACs spent.
+    What is evaluated is the schedule with its blends fitted. The trial remembers both texts, the cost, the errors of its
+    stages, the evaluation, seconds, and MACs spent.
     """
     began, before = time.monotonic(), fitness.macs
     spent = space.spent(schedule)
@@ -38,9 +41,11 @@ def evaluate(study: optuna.Study, trial: optuna.Trial, schedule: Schedule, space
         for key in known.user_attrs.keys() & set(_COPIED):
             trial.set_user_attr(key, known.user_attrs[key])
         return finish(known.state, known.values and known.values[0])
+    fitted = fitness.fitted(schedule)
+    trial.set_user_attr(_FITTED, str(fitted))
     latents, errors = None, []
     for stage, count in enumerate(fitness.stages):
-        latents = fitness.sample(schedule, count, latents)
+        latents = fitness.sample(fitted, count, latents)
         errors.append(fitness.error(latents))
         trial.set_user_attr("errors", errors)
         if errors[-1] > _limit(study, stage, spent):
@@ -49,6 +54,18 @@ def evaluate(study: optuna.Study, trial: optuna.Trial, schedule: Schedule, space
     trial.set_user_attr("evaluation", vars(evaluation))
     trial.set_user_attr("mse", evaluation.mse)
     return finish(TrialState.COMPLETE, evaluation.rfid)
+
+
+def schedule_of(trial: FrozenTrial) -> Schedule:
+    """Return the schedule of a candidate as it was evaluated, with its blends.
+
+    Raises:
+        FlexiError: its text is not one.
+    """
+    try:
+        return Schedule.parse(trial.user_attrs.get(_FITTED, trial.user_attrs["schedule"]))
+    except ScheduleError as error:
+        raise FlexiError(f"candidate {trial.number} of the study has a schedule that cannot be read: {error}") from error
 
 
 def finalists(study: optuna.Study, count: int) -> list[FrozenTrial]:
@@ -63,12 +80,12 @@ def hold_finals(study: optuna.Study, fitness: Fitness, count: int) -> None:
     for trial in finalists(study, count):
         text, known = trial.user_attrs["schedule"], study.user_attrs.get(_FINALS, {})
         if text not in known:
-            evaluation = vars(fitness.final(Schedule.parse(text)))
+            evaluation = vars(fitness.final(schedule_of(trial)))
             study.set_user_attr(_FINALS, {**known, text: evaluation})
 
 
 def finals_of(study: optuna.Study) -> dict[str, Evaluation]:
-    """Return the evaluations of the finals so far, by schedule."""
+    """Return the evaluations of the finals so far, by the schedule's own text."""
     return {text: Evaluation(**measured) for text, measured in study.user_attrs.get(_FINALS, {}).items()}
 
 

@@ -29,6 +29,7 @@ from flexi_core.schedule import Schedule
 from . import workflow
 from .backend import Features, SampleProgress, Samples
 from .comfyui_host import open_host
+from .fitting import BlendFitter, Observe
 from .teacher import TeacherSettings, TeacherStore
 
 log = logging.getLogger(__name__)
@@ -184,6 +185,20 @@ class ComfyBackend:
                 progress((i + 1) * total, count * total)
         return Samples(torch.cat(latents), time.perf_counter() - began, macs)
 
+    def fit(
+        self, schedule: Schedule, seed: int, count: int, predictions: PredictionStore | None = None
+    ) -> tuple[Schedule, float]:
+        """Return a schedule with fitted blends, and the MACs that its runs took; see `Backend.fit`."""
+        return self._fitter.fit(schedule, range(seed, seed + count), predictions)
+
+    @cached_property
+    def _fitter(self) -> BlendFitter:
+        def observed(schedule: Schedule, seed: int, observe: Observe, predictions: PredictionStore | None) -> float:
+            _, report = self._sample_one(schedule, seed, None, None, predictions, observe)
+            return run_macs(report.run.records, self.cost)
+
+        return BlendFitter(observed)
+
     def teacher(self, seed: int, count: int, progress: SampleProgress | None = None) -> torch.Tensor:
         """Return the teacher's latents [count, ...], from the store where they are."""
         stored = self._store.get(seed, count)
@@ -281,6 +296,7 @@ class ComfyBackend:
         steps: int | None,
         progress: SampleProgress | None,
         predictions: PredictionStore | None,
+        observe: Observe | None = None,
     ) -> tuple[torch.Tensor, RunReport]:
         inputs = self._inputs[seed % len(self._inputs)]
         kind = self._kind
@@ -292,7 +308,7 @@ class ComfyBackend:
             replay = lambda: Replay(predictions, scope)  # noqa: E731 (made anew for every run)
 
         def run(replay: Callable[[], Replay] | None) -> tuple[torch.Tensor, RunReport]:
-            patched, handle = self._apply_schedule(self._model_of(inputs), schedule, replay=replay)
+            patched, handle = self._apply_schedule(self._model_of(inputs), schedule, replay=replay, observe=observe)
             latent = self._call(inputs, patched, seed, progress, kind)
             if handle.report is None or handle.report.run is None:
                 notes = " ".join(handle.report.notes) if handle.report else "it made no run"

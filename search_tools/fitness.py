@@ -48,6 +48,7 @@ class Fitness:
         stages: sample counts, each more than the one before: at all but the last a schedule may be dropped.
         progress: called with the teacher's steps done and the steps in all.
         predictions: where candidates find what others before them computed; None computes everything.
+        fit: fit the blends of extrapolated steps on the samples of the first stage.
 
     `macs` is what the network spent so far on candidates.
     """
@@ -58,17 +59,27 @@ class Fitness:
         stages: Sequence[int] = (8, 32),
         progress: SampleProgress | None = None,
         predictions: PredictionStore | None = None,
+        fit: bool = True,
     ) -> None:
         if not stages or stages[0] < 1 or any(b <= a for a, b in pairwise(stages)):
             raise FlexiError(f"the stages of the fitness are {tuple(stages)}; give growing numbers of samples")
         self._backend, self.stages, self._predictions = backend, tuple(stages), predictions
         self.macs = 0.0
+        self._fit = fit
         began = time.monotonic()
         # By sample count: the same samples beside others differ in their last bits, and a search must repeat bit for bit.
         self._teachers = {self.stages[-1]: backend.teacher(SEARCH_SEEDS, self.stages[-1], progress)}
         self.teacher_seconds = time.monotonic() - began
         self._range = data_range(self._teachers[self.stages[-1]])
         self._features: dict[int, torch.Tensor] = {}
+
+    def fitted(self, schedule: Schedule) -> Schedule:
+        """Return a schedule with its blends fitted, where the search fits them."""
+        if not self._fit:
+            return schedule
+        fitted, macs = self._backend.fit(schedule, SEARCH_SEEDS, self.stages[0], self._predictions)
+        self.macs += macs
+        return fitted
 
     def sample(self, schedule: Schedule, count: int, latents: torch.Tensor | None = None) -> torch.Tensor:
         """Return the latents [count, ...] of a schedule, from those that an earlier stage made and the rest."""

@@ -11,10 +11,10 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from flexi_core import __version__
-from flexi_core.errors import FlexiError, ScheduleError
+from flexi_core.errors import FlexiError
 from flexi_core.schedule import Schedule
 
-from .candidate import best_trial, finals_of
+from .candidate import best_trial, finals_of, schedule_of
 from .evolution import FINISHED, near_best
 from .fitness import Evaluation
 from .settings import SearchSettings
@@ -190,8 +190,4 @@ def _finite(measured: Mapping[str, Any]) -> dict[str, Any]:
 def _found(trial: FrozenTrial, finals: Mapping[str, Evaluation], best: str | None) -> Found:
     text, measured = trial.user_attrs["schedule"], trial.user_attrs.get("evaluation")
     evaluation = Evaluation(**measured) if measured else None
-    try:
-        schedule = Schedule.parse(text)
-    except ScheduleError as error:
-        raise FlexiError(f"candidate {trial.number} of the study has a schedule that cannot be read: {error}") from error
-    return Found(trial, schedule, evaluation, finals.get(text), text == best)
+    return Found(trial, schedule_of(trial), evaluation, finals.get(text), text == best)

@@ -17,7 +17,7 @@ import optuna
 from flexi_core import __version__
 from flexi_core.errors import FlexiError
 from flexi_core.files import replace_file
-from flexi_core.schedule import Schedule, StepKind
+from flexi_core.schedule import Schedule
 from flexi_core.schedule_file import to_dict
 
 from .backend import Backend
@@ -38,12 +38,6 @@ _PICTURED = 4  # candidates with an image row
 _TABLE = 20  # rows of the table, beside the front's
 _SMALL_SIDE = 128  # pixels up to which a picture is enlarged without smoothing
 _TEMPLATE = "report.html.j2"
-_KINDS = {
-    StepKind.FULL: "full",
-    StepKind.PARTIAL: "partial",
-    StepKind.NULL: "removed",
-    StepKind.EXTRAPOLATED: "extrapolated",
-}
 
 
 def write_report(
@@ -161,7 +155,7 @@ def _cells(schedule: Schedule) -> list[tuple[str, str]]:
     return [
         (
             step.kind.value,
-            f"step {i + 1}: {_KINDS[step.kind]}"
+            f"step {i + 1}: {step.kind.label}"
             + ("" if step.depth is None else f", depth {step.depth}")
             + f" (segment {step.segment + 1})",
         )

@@ -32,6 +32,7 @@ class SearchSettings:
         seed: of the search.
         stages: sample counts of the fitness.
         finalists: how many of the best are compared on more samples in the end.
+        fit: whether the blends of extrapolated steps are fitted to the teacher.
     """
 
     backend: dict[str, Any]
@@ -43,6 +44,7 @@ class SearchSettings:
     seed: int = 0
     stages: tuple[int, ...] = (8, 32)
     finalists: int = 4
+    fit: bool = True
 
     def __post_init__(self) -> None:
         # From a study they come back as lists.

@@ -15,7 +15,9 @@ from flexi_core.cost import NetworkCost, count_macs, run_macs
 from flexi_core.demo.model import SmallModel
 from flexi_core.demo.sampling import SAMPLERS, SCHEDULERS, make_noise, sample
 from flexi_core.errors import FlexiError
+from flexi_core.extrapolation import Observer
 from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
+from flexi_core.plan import make_plan
 from flexi_core.presets import all_full
 from flexi_core.replay import PredictionStore, Replay, ReplayMiss
 from flexi_core.run import Run
@@ -23,6 +25,7 @@ from flexi_core.schedule import Schedule
 from flexi_core.unet_steps import NetworkCall
 
 from .backend import Features, SampleProgress, Samples
+from .fitting import BlendFitter, Observe
 from .teacher import TeacherSettings, TeacherStore
 
 _BATCH = 16  # samples at once; more is no faster on a CPU
@@ -134,7 +137,29 @@ class SmallModelBackend(ABC):
         seconds = time.perf_counter() - began
         return Samples(torch.cat(latents), seconds, macs)
 
-    def _sample_batch(self, schedule, sigmas, noise, prompts, progress, replay: Replay | None) -> tuple[torch.Tensor, Run]:
+    def fit(
+        self, schedule: Schedule, seed: int, count: int, predictions: PredictionStore | None = None
+    ) -> tuple[Schedule, float]:
+        """Return a schedule with fitted blends, and the MACs that its runs took; see `Backend.fit`."""
+        batches = [(seed + at, min(_BATCH, count - at)) for at in range(0, count, _BATCH)]
+        return self._fitter.fit(schedule, batches, predictions)
+
+    @cached_property
+    def _fitter(self) -> BlendFitter:
+        def observed(schedule: Schedule, batch: tuple[int, int], observe: Observe, predictions: PredictionStore | None):
+            seed, rows = batch
+            plan = make_plan(schedule, self.sigmas.tolist())
+            observer = observe(plan, SAMPLERS[self.settings.sampler])
+            noise, prompts = make_noise(seed, rows, self.model.latent_shape), self.prompts(seed, rows)
+            replay = predictions and Replay(predictions, (seed, rows, len(self.sigmas)))
+            _, run = self._sample_batch(schedule, self.sigmas, noise, prompts, None, replay, observer)
+            return run_macs(run.records, self.cost)
+
+        return BlendFitter(observed)
+
+    def _sample_batch(
+        self, schedule, sigmas, noise, prompts, progress, replay: Replay | None, observer: Observer | None = None
+    ) -> tuple[torch.Tensor, Run]:
         def run(replay: Replay | None) -> tuple[torch.Tensor, Run]:
             return sample(
                 self.model,
@@ -146,6 +171,7 @@ class SmallModelBackend(ABC):
                 cfg=self.settings.cfg,
                 progress=progress,
                 replay=replay,
+                observer=observer,
             )
 
         try:

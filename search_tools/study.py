@@ -14,7 +14,7 @@ from flexi_core import __version__
 from flexi_core.errors import FlexiError
 from flexi_core.schedule import Schedule
 
-from .candidate import best_trial, evaluate, hold_finals
+from .candidate import best_trial, evaluate, hold_finals, schedule_of
 from .evolution import FINISHED
 from .fitness import Evaluation, Fitness
 from .heartbeat import Heartbeat
@@ -205,7 +205,7 @@ def with_results(schedule: Schedule, teacher: dict, row: Row, samples: int, stud
 def _candidate(trial: FrozenTrial) -> Candidate:
     measured = trial.user_attrs.get("evaluation")
     return Candidate(
-        Schedule.parse(trial.user_attrs["schedule"]),
+        schedule_of(trial),
         trial.user_attrs["spent"],
         Evaluation(**measured) if measured else None,
     )

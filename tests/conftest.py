@@ -119,7 +119,7 @@ def gaussian() -> GaussianData:
 
 @pytest.fixture(scope="session")
 def random_schedules() -> list[Schedule]:
-    """400 schedules of 1 to 40 segments, every kind of segment, depth and order among them; from one seed."""
+    """400 schedules of 1 to 40 segments, every kind of segment, depth, blend and order among them; from one seed."""
     rng = random.Random(20240917)
     schedules = []
     for _ in range(400):
@@ -127,7 +127,13 @@ def random_schedules() -> list[Schedule]:
         for _ in range(rng.choice([1, 2, 3, 5, 8, 40])):
             partial = rng.choice([0, 0, 1, 2, 4])
             nulls = rng.choices([StepKind.NULL, StepKind.EXTRAPOLATED], k=rng.choice([0, 1, 3]))
-            kinds = (StepKind.FULL, *[StepKind.PARTIAL] * partial, *nulls)
-            segments += [Segment(kinds, rng.choice([1, 2, 3, 12, 1000]) if partial else None)] * rng.choice([1, 1, 2, 3])
+            reuses = bool(segments) and rng.random() < 0.2
+            full, shallow = (
+                (StepKind.FULL_CONDITIONAL, StepKind.PARTIAL_CONDITIONAL) if reuses else (StepKind.FULL, StepKind.PARTIAL)
+            )
+            kinds = (full, *[shallow] * partial, *nulls)
+            blend = tuple(round(rng.uniform(-2, 2), 4) for _ in range(rng.choice([1, 2, 3, 4])))
+            blend = blend if StepKind.EXTRAPOLATED in nulls and rng.random() < 0.5 else None
+            segments += [Segment(kinds, rng.choice([1, 2, 3, 12, 1000]) if partial else None, blend)] * rng.choice([1, 1, 2, 3])
         schedules.append(Schedule(tuple(segments), rng.choice([0, 1, 1, 1, 2, 3])))
     return schedules

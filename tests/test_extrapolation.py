@@ -5,6 +5,7 @@ import torch
 
 from flexi_core.extrapolation import DerivativeHistory
 
+ALL = (1.0, 1.0, 1.0, 1.0)
 PLACES = [0.0, 1.0, 2.5, 3.0, 7.0, 7.25]
 
 
@@ -17,47 +18,49 @@ def polynomial(place: float, degree: int) -> torch.Tensor:
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
 def test_polynomials_up_to_the_order_are_exact(order):
     for degree in range(order + 1):
-        history = DerivativeHistory(order)
+        history = DerivativeHistory(order + 1)
         for place in PLACES:
             history.add(place, polynomial(place, degree))
         for place in (7.5, 8.0, 12.0):
-            torch.testing.assert_close(history.extrapolate(place), polynomial(place, degree), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(
+                history.extrapolate(place, ALL[: order + 1]), polynomial(place, degree), rtol=1e-9, atol=1e-9
+            )
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_a_polynomial_above_the_order_is_not(order):
-    history = DerivativeHistory(order)
+    history = DerivativeHistory(order + 1)
     for place in PLACES:
         history.add(place, polynomial(place, order + 1))
-    assert (history.extrapolate(9.0) - polynomial(9.0, order + 1)).abs().max() > 1
+    assert (history.extrapolate(9.0, ALL[: order + 1]) - polynomial(9.0, order + 1)).abs().max() > 1
 
 
 def test_order_zero_holds_the_last_derivative_bit_for_bit():
-    history = DerivativeHistory(0)
+    history = DerivativeHistory(1)
     for place in PLACES:
         history.add(place, polynomial(place, 3))
-    assert torch.equal(history.extrapolate(11.0), polynomial(7.25, 3))
+    assert torch.equal(history.extrapolate(11.0, ALL[:1]), polynomial(7.25, 3))
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_before_enough_steps_are_computed_the_degree_is_what_they_allow(order):
-    history = DerivativeHistory(order)
+    history = DerivativeHistory(order + 1)
     history.add(0.0, polynomial(0.0, 3))
-    assert torch.equal(history.extrapolate(5.0), polynomial(0.0, 3))
+    assert torch.equal(history.extrapolate(5.0, ALL[: order + 1]), polynomial(0.0, 3))
     history.add(2.0, polynomial(2.0, 3))
     slope = (polynomial(2.0, 3) - polynomial(0.0, 3)) / 2
-    torch.testing.assert_close(history.extrapolate(5.0), polynomial(2.0, 3) + 3 * slope)
+    torch.testing.assert_close(history.extrapolate(5.0, ALL[: order + 1]), polynomial(2.0, 3) + 3 * slope)
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
 @pytest.mark.parametrize("again", [0, 1, 2])
 def test_a_place_computed_again_takes_the_first_ones_stead(order, again):
-    history = DerivativeHistory(order)
+    history = DerivativeHistory(order + 1)
     places = PLACES[:3]
     for place in places:
         history.add(place, torch.full((2,), 100.0) if place == places[again] else polynomial(place, 2))
     history.add(places[again] + 1e-9, polynomial(places[again], 2))
-    value = history.extrapolate(4.0)
+    value = history.extrapolate(4.0, ALL[: order + 1])
     assert value.isfinite().all()
     if order == 2:
         torch.testing.assert_close(value, polynomial(4.0, 2), rtol=1e-6, atol=1e-6)
@@ -70,3 +73,13 @@ def test_nothing_fits_before_a_derivative_is_kept_nor_another_shape_after():
     assert history.fits(torch.ones(2))
     assert not history.fits(torch.ones(3))
     assert not history.fits(torch.ones(1, 2))
+
+
+def test_a_blend_multiplies_the_held_value_and_each_further_change():
+    history = DerivativeHistory(3)
+    for place in (0.0, 1.0, 3.0):
+        history.add(place, polynomial(place, 2))
+    held, line, parabola = (history.extrapolate(5.0, ALL[:terms]) for terms in (1, 2, 3))
+    blended = history.extrapolate(5.0, (0.9, 0.5, -2.0))
+    torch.testing.assert_close(blended, 0.9 * held + 0.5 * (line - held) - 2.0 * (parabola - line))
+    assert torch.equal(history.extrapolate(5.0, (0.0,)), torch.zeros(2, dtype=torch.float64))

@@ -40,7 +40,7 @@ def test_in_every_mapped_plan_each_segment_opens_in_full_and_keeps_its_order(ran
         assert plan.steps[0].kind is StepKind.FULL
         for number in {step.segment for step in plan.steps}:
             letters = "".join(step.kind.value for step in plan.steps if step.segment == number)
-            assert re.fullmatch("F+P*[NX]*", letters)
+            assert re.fullmatch("(F+[Pp]*|Ff*p*|f+p*)[NX]*", letters)
         assert [step.segment for step in plan.steps] == sorted(step.segment for step in plan.steps)
 
 

@@ -2,8 +2,8 @@
 
 import { app } from "/scripts/app.js";
 
-const COLOURS = { F: "#3d7ff0", P: "#35b597", N: "#565c69", X: "#f0a63c" };
-const SHARES = { F: 1, P: 0.5, N: 0.08, X: 0.2 }; // height of a cell
+const COLOURS = { F: "#3d7ff0", P: "#35b597", N: "#565c69", X: "#f0a63c", f: "#9b7ff0", p: "#7ad0a0" };
+const SHARES = { F: 1, P: 0.5, N: 0.08, X: 0.2, f: 0.5, p: 0.25 }; // height of a cell
 const STRIP_HEIGHT = 26; // pixels
 const LINE_HEIGHT = 14; // pixels, of the text under the strip
 const MAX_STEPS = 2000; // drawn while typing
@@ -11,15 +11,15 @@ const WITH_STRIP = ["FlexiSchedule", "FlexiPreset", "FlexiLoadSchedule"];
 
 /** Return the letters of a schedule text, "" when it is not one. The node's own parser decides; this only draws. */
 function letters(text) {
-  let rest = String(text).split(";")[0].replace(/\s+/g, "").replace(/@\d+/g, "");
+  let rest = String(text).split(";")[0].replace(/\s+/g, "").replace(/@\d+|~[-+.,\de]+/g, "");
   for (let nesting = 0; nesting < 9 && rest.includes("("); nesting++) {
-    rest = rest.replace(/(\d{1,4})\*\(([FPNX|]*)\)/g, (_, count, inside) =>
+    rest = rest.replace(/(\d{1,4})\*\(([FPNXfp|]*)\)/g, (_, count, inside) =>
       inside.length * count > 4 * MAX_STEPS ? "?" : inside.repeat(Number(count))
     );
     if (rest.length > 8 * MAX_STEPS) return "";
   }
   rest = rest.replaceAll("|", "");
-  return /^F[FPNX]*$/.test(rest) ? rest.slice(0, MAX_STEPS) : "";
+  return /^F[FPNXfp]*$/.test(rest) ? rest.slice(0, MAX_STEPS) : "";
 }
 
 function drawStrip(context, steps, width, top) {

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import FlexiError
+from ..extrapolation import Observer
 from ..plan import Plan, make_plan
 from ..replay import Replay
 from ..run import Run
@@ -109,6 +110,7 @@ def sample(
     cfg: float,
     progress: Progress | None = None,
     replay: Replay | None = None,
+    observer: Observer | None = None,
 ) -> tuple[torch.Tensor, Run]:
     """Sample latents under a schedule; the embedded model's are images.
 
@@ -122,6 +124,7 @@ def sample(
         cfg: guidance scale; 1 leaves the unconditional half out, and so does a model without conditioning.
         progress: called with the steps done and the steps in all.
         replay: where predictions are looked up before they are computed.
+        observer: follows the run's derivatives.
 
     Returns:
         latents [B, C, H, W], images -1..1 but for the sampler's overshoot; and the run, for its report.
@@ -134,23 +137,27 @@ def sample(
     if prompts is not None and len(prompts) != noise.shape[0]:
         raise FlexiError(f"{len(prompts)} prompts for {noise.shape[0]} samples; give one for each")
     plan = schedule if isinstance(schedule, Plan) else make_plan(schedule, sigmas.tolist())
-    run = Run(plan, replay=replay)
+    run = Run(plan, replay=replay, observer=observer)
     cond, uncond = model.conditioning(prompts, noise.shape[0])
     guided = cfg != 1.0 and uncond is not None
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        def compute() -> torch.Tensor:
-            rows = torch.cat([x, x]) if guided else x
+        def halves(both: bool) -> tuple[torch.Tensor, torch.Tensor]:
+            rows = torch.cat([x, x]) if both else x
             call = NetworkCall(
                 rows / (sigma**2 + 1).sqrt(),
                 model.timestep(sigma[None]).expand(rows.shape[0]),
-                torch.cat([uncond, cond]) if guided else cond,
-                options={"uuids": ["uncond", "cond"] if guided else ["cond"], "cond_or_uncond": [1, 0] if guided else [0]},
+                torch.cat([uncond, cond]) if both else cond,
+                options={"uuids": ["uncond", "cond"] if both else ["cond"], "cond_or_uncond": [1, 0] if both else [0]},
             )
             denoised = model.denoised(rows, sigma, run.forward(model.unet, call, float(sigma), model.unet._forward))
+            without, with_ = denoised.chunk(2) if both else (denoised, denoised)
+            return with_, without
+
+        def compute() -> torch.Tensor:
             if not guided:
-                return denoised
-            without, with_ = denoised.chunk(2)
+                return halves(False)[0]
+            with_, without = run.guide(x, float(sigma), halves)
             return without + (with_ - without) * cfg
 
         denoised = run.predict(x, float(sigma), compute)

@@ -62,7 +62,11 @@ def _run(study: Study, backend: Backend, settings: SearchSettings, **how: Any) -
     space = settings.space(backend.cost)
     with console.progress_bar("samples") as bar:
         fitness = Fitness(
-            backend, settings.stages, lambda done, total: bar("teacher", done, total), PredictionStore(PREDICTION_BYTES)
+            backend,
+            settings.stages,
+            lambda done, total: bar("teacher", done, total),
+            PredictionStore(PREDICTION_BYTES),
+            settings.fit,
         )
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]} left"))
     with Progress(*columns, console=console.err, transient=True) as progress:

@@ -78,6 +78,10 @@ def search(
         int, typer.Option("--samples", "--seeds", min=16, help="Teacher samples to compare with, each from a seed of its own.")
     ] = 32,
     finalists: Annotated[int, typer.Option(min=0, help="How many of the best meet again on twice the samples.")] = 4,
+    fit: Annotated[
+        bool,
+        typer.Option("--fit/--no-fit", help="Fit how extrapolated steps are blended, so that the run lands on the teacher's."),
+    ] = True,
     create_only: Annotated[bool, typer.Option("--create-only", help="Only make the study; flexi worker searches it.")] = False,
     grace: Grace = None,
     as_json: Json = False,
@@ -103,7 +107,7 @@ def search(
     out = out or default_out(backend, speedup)
     families = FAMILIES if space is SpaceChoice.all else (space.value,)
     wanted = SearchSettings.of(
-        backend, speedup, samples, families=families, strategy=strategy.value, seed=seed, finalists=finalists
+        backend, speedup, samples, families=families, strategy=strategy.value, seed=seed, finalists=finalists, fit=fit
     )
     if create_only:
         opened = open_study(storage, study or wanted.default_name, wanted)

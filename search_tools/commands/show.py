@@ -28,7 +28,14 @@ def show(
         console.print_json(to_dict(schedule))
         return
     console.out.print(str(schedule), highlight=False, soft_wrap=True)
-    styles = {"F": "white on blue", "P": "black on cyan", "N": "dim", "X": "black on yellow"}
+    styles = {
+        "F": "white on blue",
+        "P": "black on cyan",
+        "N": "dim",
+        "X": "black on yellow",
+        "f": "white on magenta",
+        "p": "black on green",
+    }
     for at in range(0, len(schedule), 50):
         line = "".join(f"[{styles[letter]}]{letter}[/]" for letter in schedule.letters[at : at + 50])
         console.out.print(f"{at + 1:>5}  {line}")

@@ -20,6 +20,7 @@ from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 PACK = Path(__file__).parents[2]
 STEPS = 8
 MIXED = "2*(F)|FPX@2|FPN@3"
+REUSED = "FX|fpX@2~0.9,1.2|FpX@2~1,.5,-.25"
 CAPTION = "a small green ring at the top left on a brown background"
 
 
@@ -35,7 +36,7 @@ def test_noise_levels_equal_the_hosts(host, demo_model, embedded, scheduler, ste
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("text", [f"{STEPS}*(F)", MIXED], ids=["all-full", "mixed"])
+@pytest.mark.parametrize("text", [f"{STEPS}*(F)", MIXED, REUSED], ids=["all-full", "mixed", "guidance reused, blended"])
 @pytest.mark.parametrize(
     ("sampler", "scheduler"),
     [*((sampler, "normal") for sampler in sampling.SAMPLERS), ("euler", "simple"), ("dpmpp_2m", "karras")],

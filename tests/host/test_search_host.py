@@ -332,6 +332,24 @@ def test_predictions_from_a_store_change_no_bit(opened, sampler):
     assert spent["FP@2|FXX|F"][0] < spent["FP@2|FXX|F"][1], "nothing was taken from the store"
 
 
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "dpmpp_2m_sde"])
+def test_blends_are_fitted_in_the_host_as_in_the_embedded_runtime(opened, cache, sampler):
+    schedule = Schedule.parse("FXX|FXX")
+    fitted, macs = opened(demo(size=32, sampler_name=sampler)).fit(schedule, 0, 1)
+    if sampler in ("heun", "dpmpp_2m_sde"):  # two evaluations a step, noise: neither can be fitted
+        assert fitted == schedule
+        return
+    from search_tools.embedded import EmbeddedBackend
+    from search_tools.teacher import TeacherSettings
+
+    embedded = EmbeddedBackend(TeacherSettings(sampler, "normal", STEPS, 3.0), cache)
+    prompts = [str(caption) for caption in captions_of(embedded.attributes(0, 1))]
+    fitted, _ = opened(demo(size=32, sampler_name=sampler), prompts=prompts).fit(schedule, 0, 1)
+    ours = [factor for segment in fitted.segments for factor in segment.blend]
+    theirs = [factor for segment in embedded.fit(schedule, 0, 1)[0].segments for factor in segment.blend]
+    assert macs > 0 and ours == pytest.approx(theirs, abs=2e-2)
+
+
 def test_ctrl_c_between_steps_leaves_the_back_end_as_it_was(plain):
     def stop(done, total):
         if done >= 3:
