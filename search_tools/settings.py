@@ -33,6 +33,7 @@ class SearchSettings:
         stages: sample counts of the fitness.
         finalists: how many of the best are compared on more samples in the end.
         fit: whether the blends of extrapolated steps are fitted to the teacher.
+        reuse_guidance: whether steps may reuse guidance.
     """
 
     backend: dict[str, Any]
@@ -45,6 +46,7 @@ class SearchSettings:
     stages: tuple[int, ...] = (8, 32)
     finalists: int = 4
     fit: bool = True
+    reuse_guidance: bool = False
 
     def __post_init__(self) -> None:
         # From a study they come back as lists.
@@ -98,4 +100,5 @@ class SearchSettings:
 
     def space(self, cost: NetworkCost) -> Space:
         """Return the space that is searched, for a network of this cost."""
-        return Space(self.teacher_settings.steps, self.speedup, cost, self.families, front=self.strategy == "nsga2")
+        front = self.strategy == "nsga2"
+        return Space(self.teacher_settings.steps, self.speedup, cost, self.families, front, self.reuse_guidance)

@@ -26,6 +26,8 @@ FAMILIES = ("paper", "paper-x", "free")
 _MAX_ORDER = 2  # cubic extrapolation amplified the network's error in every trial
 _GUESSES_AT_A_COST = 3
 _NULLS = (StepKind.EXTRAPOLATED, StepKind.NULL)
+_BOTH = (StepKind.FULL, StepKind.PARTIAL)
+_CONDITIONAL = (StepKind.FULL_CONDITIONAL, StepKind.PARTIAL_CONDITIONAL)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Space:
         cost: of the network, with the partial depths that may be used.
         families: which of `FAMILIES` to search.
         front: search cheaper schedules too, for a whole Pareto front; else what the budget leaves is spent on full steps.
+        reuse_guidance: let full steps of the free family run the conditional half alone; of use for a guided run.
+        guesses: schedules that a model of the errors found, to start from before all others.
 
     Raises:
         FlexiError: no schedule is that cheap, or a family is not known.
@@ -48,6 +52,8 @@ class Space:
     cost: NetworkCost
     families: tuple[str, ...] = FAMILIES
     front: bool = False
+    reuse_guidance: bool = False
+    guesses: tuple[Schedule, ...] = ()
 
     def __post_init__(self) -> None:
         if unknown := set(self.families) - set(FAMILIES):
@@ -87,6 +93,8 @@ class Space:
                 _Gene(start, int(rng.geometric(0.5)) if rng.random() < chance else 0, self._random_depth(rng), _NULLS[kind])
                 for start, kind in zip(starts, kinds, strict=True)
             ]
+            if self.reuse_guidance and rng.random() < 0.5:
+                genes = [replace(gene, reuses=bool(rng.random() < 0.3)) for gene in genes]
             return self._build(self._fill(self._make_room(genes, rng), rng), order)
         count = int(rng.integers(1, most + 1))
         pairs = [(int(rng.integers(1, self.steps + 1)), self._random_depth(rng)) for _ in range(count)]
@@ -104,6 +112,8 @@ class Space:
     def family(self, schedule: Schedule) -> str:
         """Return the narrowest family of this space that a schedule belongs to; one of full and X steps is `free`."""
         letters = set(schedule.letters)
+        if letters & set("fp"):
+            return "free"
         equal = [len(s) for s in schedule.segments] == _lengths(self.steps, len(schedule.segments))
         if equal and not letters >= {"N", "X"}:
             if "N" in letters or "X" not in letters:
@@ -124,11 +134,11 @@ class Space:
 
     @cached_property
     def _seeds(self) -> tuple[Schedule, ...]:
-        found = self._guesses()
+        found = [*self.guesses, *self._guesses()]
         if self.front:
             for share in (0.75, 0.55, 0.4, 0.3, 0.2):
                 if self.budget * share >= 2:
-                    cheaper = replace(self, speedup=self.speedup / share, front=False)
+                    cheaper = replace(self, speedup=self.speedup / share, front=False, guesses=())
                     found += cheaper._guesses()[:_GUESSES_AT_A_COST]
         return tuple({str(s): s for s in found}.values())
 
@@ -138,6 +148,8 @@ class Space:
             for bend in (1.0, 1.25, 0.75, 1.5):
                 places = {round((self.steps - 1) * (1 - (1 - u) ** bend)) for u in np.linspace(0, 1, self.full_steps)}
                 found.append(self._build([_Gene(start) for start in sorted(places)], order=1))
+            if self.reuse_guidance:
+                found += self._late_reuse()
             found.append(self._repaired(segments_for_speedup(self.steps, self.speedup)))
             found.append(uniform(self.steps, self.full_steps))
             found.append(uniform(self.steps, self.full_steps, StepKind.NULL))
@@ -155,6 +167,17 @@ class Space:
             if count >= 1:
                 found.append(self._equal_segments([(self.steps, shallow)] * count, StepKind.NULL, 1, rng))
         return found + [schedule for schedule in self._deepcaches() if self.family(schedule) in self.families]
+
+    def _late_reuse(self) -> list[Schedule]:
+        """Return even placements whose later full steps reuse guidance (T-GATE, Zhang et al., 2024)."""
+        found = []
+        for share in (0.3, 0.6):
+            count = min(self.steps, int(self.budget / (1 - share / 2)))
+            places = sorted({round(i * (self.steps - 1) / max(count - 1, 1)) for i in range(count)})
+            first = len(places) - round(share * len(places))
+            genes = [_Gene(place, reuses=i >= max(first, 1)) for i, place in enumerate(places)]
+            found.append(self._build(self._trimmed(genes), order=1))
+        return found
 
     def _deepcaches(self) -> list[Schedule]:
         """Return DeepCache at every interval and depth that the budget allows, the densest of each depth first."""
@@ -176,6 +199,8 @@ class Space:
             genes[f"interval_{i}"] = IntDistribution(1, self.steps)
             genes[f"branch_{i}"] = IntDistribution(min(self.depths), max(self.depths))
             genes[f"null_{i}"] = CategoricalDistribution(tuple(kind.value for kind in _NULLS))
+            if self.reuse_guidance:
+                genes[f"reuses_{i}"] = CategoricalDistribution((False, True))
         return genes
 
     def encode(self, schedule: Schedule) -> dict[str, Any]:
@@ -188,6 +213,8 @@ class Space:
             if family == "free":
                 genes[f"length_{i}"] = len(segment)
                 genes[f"null_{i}"] = _null_in(segment).value
+                if self.reuse_guidance:
+                    genes[f"reuses_{i}"] = segment.kinds[0].reuses_guidance
         return genes
 
     def decode(self, genes: Mapping[str, Any]) -> Schedule:
@@ -205,7 +232,8 @@ class Space:
         for i, start in enumerate(starts):
             if start < self.steps:
                 null = StepKind(genes[f"null_{i}"])
-                drawn.setdefault(start, _Gene(start, genes[f"interval_{i}"] - 1, genes[f"branch_{i}"], null))
+                reuses = genes.get(f"reuses_{i}", False)
+                drawn.setdefault(start, _Gene(start, genes[f"interval_{i}"] - 1, genes[f"branch_{i}"], null, reuses))
         return self._build(self._trimmed([*drawn.values()]), order)
 
     def filled(self, schedule: Schedule) -> Schedule:
@@ -226,7 +254,9 @@ class Space:
         genes, order, draw = self._genes(schedule), schedule.order, rng.random()
         movable = len(genes) - 1
         i = int(rng.integers(len(genes)))
-        if draw < 0.08 or (draw < 0.7 and not movable):
+        if self.reuse_guidance and rng.random() < 0.25:
+            genes[i] = replace(genes[i], reuses=not genes[i].reuses)
+        elif draw < 0.08 or (draw < 0.7 and not movable):
             order = int(rng.integers(_MAX_ORDER + 1))
         elif draw < 0.55:  # a full step moves a little
             i = 1 + int(rng.integers(movable))
@@ -249,7 +279,8 @@ class Space:
     def _genes(self, schedule: Schedule) -> list[_Gene]:
         genes, start = [], 0
         for segment in schedule.segments:
-            genes.append(_Gene(start, segment.interval - 1, segment.depth or min(self.depths), _null_in(segment)))
+            depth, reuses = segment.depth or min(self.depths), segment.kinds[0].reuses_guidance
+            genes.append(_Gene(start, segment.interval - 1, depth, _null_in(segment), reuses))
             start += len(segment)
         return genes
 
@@ -258,7 +289,8 @@ class Space:
         for gene, stop in zip(genes, [*(g.start for g in genes[1:]), self.steps], strict=True):
             partials = min(gene.partials, stop - gene.start - 1) if self.cost.partial_macs else 0
             nulls = stop - gene.start - 1 - partials
-            kinds = (StepKind.FULL, *(StepKind.PARTIAL,) * partials, *(gene.null,) * nulls)
+            full, shallow = _CONDITIONAL if gene.reuses and gene.start else _BOTH
+            kinds = (full, *(shallow,) * partials, *(gene.null,) * nulls)
             segments.append(Segment(kinds, gene.depth if partials else None))
         extrapolates = any(StepKind.EXTRAPOLATED in segment.kinds for segment in segments)
         return Schedule(tuple(segments), order if extrapolates else 1)
@@ -278,12 +310,13 @@ class Space:
 
     def _fill(self, genes: list[_Gene], rng: np.random.Generator) -> list[_Gene]:
         """Put full steps in the place of null ones, at random, while the budget holds another."""
-        while not self.front and len(genes) < self.steps and self._cost(genes) + 1 <= self.budget:
+        while not self.front and len(genes) < self.steps:
+            left = self.budget - self._cost(genes)
             letters = self._build(genes, 1).letters
             places = [i for i, letter in enumerate(letters) if letter in "NX"]
-            if not places:
+            if not places or left < (0.5 if self.reuse_guidance else 1):
                 break
-            genes = self._with_full(genes, places[rng.integers(len(places))])
+            genes = self._with_full(genes, places[rng.integers(len(places))], reuses=left < 1)
         return genes
 
     def _trimmed(self, genes: list[_Gene]) -> list[_Gene]:
@@ -303,9 +336,9 @@ class Space:
         return self._build(self._trimmed(self._genes(schedule)), schedule.order)
 
     @staticmethod
-    def _with_full(genes: list[_Gene], place: int) -> list[_Gene]:
+    def _with_full(genes: list[_Gene], place: int, reuses: bool = False) -> list[_Gene]:
         before = max((g for g in genes if g.start < place), key=lambda g: g.start)
-        return sorted([*genes, replace(before, start=place, partials=0)], key=lambda g: g.start)
+        return sorted([*genes, replace(before, start=place, partials=0, reuses=reuses)], key=lambda g: g.start)
 
     # The paper's equal segments.
 
@@ -354,12 +387,16 @@ class Space:
 
 @dataclass(frozen=True)
 class _Gene:
-    """A segment of any length: where it starts, its partial steps (as many as fit) and their depth, its kind of null step."""
+    """A segment of any length: where it starts, its partial steps (as many as fit) and their depth, its kind of null step.
+
+    `reuses`: its full and partial steps run the conditional half alone; not at the start of the run.
+    """
 
     start: int
     partials: int = 0
     depth: int = 1
     null: StepKind = StepKind.EXTRAPOLATED
+    reuses: bool = False
 
 
 def _moved(genes: list[_Gene], i: int, place: int, steps: int) -> list[_Gene]:

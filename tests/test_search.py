@@ -131,6 +131,22 @@ def test_a_budget_that_no_schedule_can_keep_is_refused():
         Space(20, 21.0, COST)
 
 
+def test_a_space_with_reused_guidance_keeps_its_laws():
+    space = Space(20, 4.0, COST, reuse_guidance=True)
+    letters = ""
+    for schedule in [*space.seeds(), *_walk(space, 150)]:
+        assert len(schedule) == 20 and space.spent(schedule) <= space.budget
+        assert space.decode(space.encode(schedule)) == schedule
+        letters += schedule.letters
+    assert letters.count("f") > 50 and "p" in letters
+    assert "f" not in "".join(s.letters for s in _walk(Space(20, 4.0, COST), 50))
+
+
+def test_guesses_come_before_all_other_seeds():
+    guess = Schedule.parse("FXXXX|FXXXX|FXXXXX|FXX|F")
+    assert Space(20, 4.0, COST, guesses=(guess,)).seeds()[0] == guess
+
+
 @pytest.mark.parametrize("front", [False, True])
 def test_the_seeds_hold_deepcache_at_every_interval_and_depth_that_fit(front):
     space = Space(20, 2.5, COST, front=front)

@@ -82,6 +82,9 @@ def search(
         bool,
         typer.Option("--fit/--no-fit", help="Fit how extrapolated steps are blended, so that the run lands on the teacher's."),
     ] = True,
+    reuse_guidance: Annotated[
+        bool, typer.Option("--reuse-guidance", help="Let steps run the prompt's half alone, with the last step's guidance.")
+    ] = False,
     create_only: Annotated[bool, typer.Option("--create-only", help="Only make the study; flexi worker searches it.")] = False,
     grace: Grace = None,
     as_json: Json = False,
@@ -107,7 +110,15 @@ def search(
     out = out or default_out(backend, speedup)
     families = FAMILIES if space is SpaceChoice.all else (space.value,)
     wanted = SearchSettings.of(
-        backend, speedup, samples, families=families, strategy=strategy.value, seed=seed, finalists=finalists, fit=fit
+        backend,
+        speedup,
+        samples,
+        families=families,
+        strategy=strategy.value,
+        seed=seed,
+        finalists=finalists,
+        fit=fit,
+        reuse_guidance=reuse_guidance,
     )
     if create_only:
         opened = open_study(storage, study or wanted.default_name, wanted)
