@@ -16,7 +16,7 @@ from ..flexi_core.schedule_file import made_for, to_dict
 from . import folder
 from .sockets import CATEGORY, PAPER, FlexiScheduleType
 
-_KINDS = "F full, P partial (the shallow blocks only), N removed, X extrapolated"
+_KINDS = "F full, P partial (the shallow blocks only), N removed, X extrapolated, f and p like F and P with the last guidance reused"
 
 
 class FlexiSchedule(io.ComfyNode):

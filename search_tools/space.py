@@ -72,6 +72,11 @@ class Space:
         return int(self.budget)
 
     @property
+    def _most_segments(self) -> int:
+        """How many segments the budget holds: the first one starts with a whole full step."""
+        return min(self.steps, 1 + int(2 * (self.budget - 1))) if self.reuse_guidance else self.full_steps
+
+    @property
     def depths(self) -> tuple[int, ...]:
         """The depths of partial steps; one, of no use, for a network that cannot be partial."""
         return tuple(self.cost.partial_macs) or (1,)
@@ -192,9 +197,9 @@ class Space:
         genes: dict[str, BaseDistribution] = {
             "family": CategoricalDistribution(self.families),
             "order": IntDistribution(0, _MAX_ORDER),
-            "segments": IntDistribution(1, self.full_steps),
+            "segments": IntDistribution(1, self._most_segments),
         }
-        for i in range(self.full_steps):
+        for i in range(self._most_segments):
             genes[f"length_{i}"] = IntDistribution(1, self.steps)
             genes[f"interval_{i}"] = IntDistribution(1, self.steps)
             genes[f"branch_{i}"] = IntDistribution(min(self.depths), max(self.depths))

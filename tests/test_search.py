@@ -136,7 +136,9 @@ def test_a_space_with_reused_guidance_keeps_its_laws():
     letters = ""
     for schedule in [*space.seeds(), *_walk(space, 150)]:
         assert len(schedule) == 20 and space.spent(schedule) <= space.budget
-        assert space.decode(space.encode(schedule)) == schedule
+        genes, known = space.encode(schedule), space.distributions()
+        assert space.decode(genes) == schedule
+        assert all(known[name]._contains(known[name].to_internal_repr(value)) for name, value in genes.items())
         letters += schedule.letters
     assert letters.count("f") > 50 and "p" in letters
     assert "f" not in "".join(s.letters for s in _walk(Space(20, 4.0, COST), 50))
