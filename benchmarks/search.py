@@ -63,6 +63,9 @@ def main(
     seeds: Annotated[int, typer.Option(help="Searches of each strategy.")] = 3,
     samples: Annotated[int, typer.Option(help="To search with.")] = 32,
     judged: Annotated[int, typer.Option(help="Samples to judge on.")] = 64,
+    fit: Annotated[
+        bool, typer.Option("--fit/--no-fit", help="Fit the blends of every candidate; all strategies gain.")
+    ] = False,
     folder: Annotated[Path, typer.Option(help="Where the studies are kept.")] = Path("flexi_benchmark"),
 ) -> None:
     """Search, judge, and write the tables."""
@@ -72,7 +75,7 @@ def main(
     RESULTS.mkdir(exist_ok=True)
     backend = EmbeddedBackend(TEACHER)
     judge = Judge(backend, judged, progress=lambda row, done, total: None)
-    bench = Bench(backend, judge, f"sqlite:///{folder / 'search.db'}", evaluations, samples)
+    bench = Bench(backend, judge, f"sqlite:///{folder / 'search.db'}", evaluations, samples, fit)
     if only != "savings":
         found = {
             strategy: [bench.search(strategy, seed) for seed in range(seeds)] for strategy in ([only] if only else STRATEGIES)
@@ -86,14 +89,15 @@ def main(
 class Bench:
     """Runs searches with everything alike but what is compared."""
 
-    def __init__(self, backend: EmbeddedBackend, judge: Judge, storage: str, evaluations: int, samples: int) -> None:
+    def __init__(self, backend: EmbeddedBackend, judge: Judge, storage: str, evaluations: int, samples: int, fit: bool) -> None:
         self._backend, self._judge, self._storage = backend, judge, storage
-        self._evaluations, self._samples = evaluations, samples
+        self._evaluations, self._samples, self._fit = evaluations, samples, fit
 
     def search(self, strategy: str, seed: int, reuse: bool = True, stopping: bool = True) -> Searched:
         """Return a search of this strategy and seed, run or read from its study."""
         name = f"{strategy}, seed {seed}{'' if reuse else ', no reuse'}{'' if stopping else ', no stopping'}"
-        wanted = SearchSettings.of(self._backend, SPEEDUP, self._samples, strategy=strategy, seed=seed, finalists=0)
+        how = {"strategy": strategy, "seed": seed, "finalists": 0, "fit": self._fit}
+        wanted = SearchSettings.of(self._backend, SPEEDUP, self._samples, **how)
         study = open_study(self._storage, name, wanted)
         stages = wanted.stages if stopping else wanted.stages[-1:]
         fitness = Fitness(self._backend, stages, predictions=PredictionStore() if reuse else None, fit=wanted.fit)

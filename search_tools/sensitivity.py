@@ -168,7 +168,7 @@ class Sensitivities:
         Args:
             space: whose budget they keep.
             count: at most so many.
-            kinds: of step that may be used beside F; all that were measured by default.
+            kinds: of step that may be used beside F, of those that were measured and that the space has; all by default.
 
         Raises:
             FlexiError: the space is of another step count.
@@ -177,7 +177,9 @@ class Sensitivities:
             raise FlexiError(f"the space is of {space.steps} steps, the sensitivities are of {self.steps}")
         if "free" not in space.families:
             return []
-        kinds = self.kinds if kinds is None else tuple(kind for kind in self.kinds if kind in kinds)
+        kinds = [kind for kind in self.kinds if kinds is None or kind in kinds]
+        if not space.reuse_guidance:
+            kinds = [kind for kind in kinds if kind != "f"]
         paths = [
             _Paths(self, space, kinds, exponent, last_computed).best()
             for last_computed in (True, False)

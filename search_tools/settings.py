@@ -34,6 +34,7 @@ class SearchSettings:
         finalists: how many of the best are compared on more samples in the end.
         fit: whether the blends of extrapolated steps are fitted to the teacher.
         reuse_guidance: whether steps may reuse guidance.
+        guesses: how many schedules of least predicted error the search starts from.
     """
 
     backend: dict[str, Any]
@@ -47,6 +48,7 @@ class SearchSettings:
     finalists: int = 4
     fit: bool = True
     reuse_guidance: bool = False
+    guesses: int = 6
 
     def __post_init__(self) -> None:
         # From a study they come back as lists.

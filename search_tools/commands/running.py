@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from math import isfinite
 from typing import Any
 
@@ -13,6 +14,7 @@ from flexi_core.replay import PredictionStore
 from .. import console
 from ..backend import Backend
 from ..fitness import Fitness
+from ..guesses import with_guesses
 from ..heartbeat import GRACE, Heartbeat
 from ..lock import study_lock
 from ..settings import SearchSettings
@@ -59,8 +61,16 @@ def run(
 
 
 def _run(study: Study, backend: Backend, settings: SearchSettings, **how: Any) -> tuple[Space, SearchResult]:
-    space = settings.space(backend.cost)
+    began = time.monotonic()
     with console.progress_bar("samples") as bar:
+        space = with_guesses(
+            study,
+            backend,
+            settings.space(backend.cost),
+            settings.guesses,
+            lambda done, total: bar("sensitivities", done, total),
+        )
+        measured = time.monotonic() - began
         fitness = Fitness(
             backend,
             settings.stages,
@@ -80,5 +90,7 @@ def _run(study: Study, backend: Backend, settings: SearchSettings, **how: Any) -
             left = f"{max(state.seconds_left, 0):.0f} s" if isfinite(state.seconds_left) else "?"
             progress.update(task, completed=done, left=left, description=f"search: {state.finished} candidates, best {best}")
 
+        if how["minutes"] is not None:  # what was measured counts too; one candidate is evaluated in any case
+            how["minutes"] = max(how["minutes"] - measured / 60, 1e-6)
         result = run_search(study, space, fitness, on_progress=on_progress, **how)
     return space, result

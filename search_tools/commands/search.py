@@ -85,6 +85,9 @@ def search(
     reuse_guidance: Annotated[
         bool, typer.Option("--reuse-guidance", help="Let steps run the prompt's half alone, with the last step's guidance.")
     ] = False,
+    guesses: Annotated[
+        int, typer.Option(min=0, help="Schedules to start from, made from measured sensitivities; 0 measures none.")
+    ] = 6,
     create_only: Annotated[bool, typer.Option("--create-only", help="Only make the study; flexi worker searches it.")] = False,
     grace: Grace = None,
     as_json: Json = False,
@@ -119,6 +122,7 @@ def search(
         finalists=finalists,
         fit=fit,
         reuse_guidance=reuse_guidance,
+        guesses=guesses,
     )
     if create_only:
         opened = open_study(storage, study or wanted.default_name, wanted)

@@ -1,0 +1,46 @@
+"""The first population from sensitivities: measured once for a study, kept in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import optuna
+
+from .backend import Backend, SampleProgress
+from .sensitivity import Sensitivities, measure_sensitivities
+from .space import Space
+
+_SENSITIVITIES = "flexi:sensitivities"  # of the study
+_FRONT = (1.0, 0.75, 0.55, 0.4, 0.3, 0.2)  # shares of the budget for which a front is given guesses
+_LEAST_STEPS = 8  # in shorter runs there is nothing between the places that are measured
+
+
+def with_guesses(
+    study: optuna.Study,
+    backend: Backend,
+    space: Space,
+    count: int,
+    progress: SampleProgress = lambda done, total: None,
+) -> Space:
+    """Return a space whose seeds begin with the schedules of least predicted error.
+
+    Args:
+        study: keeps what was measured, so that a resumed search and other workers start from the same guesses.
+        backend: samples.
+        space: of the search; one without segments of any length has no guesses.
+        count: of guesses; 0 measures nothing.
+        progress: called with the samples' steps done and those in all.
+    """
+    if not count or "free" not in space.families or space.steps < _LEAST_STEPS:
+        return space
+    known = study.user_attrs.get(_SENSITIVITIES)
+    if known is None:
+        kinds = ("X", "f") if space.reuse_guidance else ("X",)
+        known = measure_sensitivities(backend, kinds, progress=progress).as_dict()
+        study.set_user_attr(_SENSITIVITIES, known)
+    sensitivities = Sensitivities.from_dict(known)
+    if not space.front:
+        return replace(space, guesses=tuple(sensitivities.plan(space, count)))
+    shares = [share for share in _FRONT if space.budget * share >= 2]
+    cheaper = [replace(space, speedup=space.speedup / share, front=False) for share in shares]
+    return replace(space, guesses=tuple(guess for each in cheaper for guess in sensitivities.plan(each, max(1, count // 3))))
