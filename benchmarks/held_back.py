@@ -22,10 +22,10 @@ import typer
 from emblems import CLASSES, LATENT_SHAPE, draw, fold, unfold
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flexi_core import FlexiError, save_schedule
 from flexi_core.demo.model import training_sigmas
+from flexi_core.demo.trainer import BATCH, fit
 from flexi_core.demo.unet import UNet
 from flexi_core.files import replace_file
 from search_tools.backend import Backend
@@ -55,10 +55,8 @@ UNET_CONFIG = {
 }
 BETA_SCHEDULE = "linear 0.00085 0.012"
 METADATA = {"unet_config": json.dumps(UNET_CONFIG), "prediction": "v", "beta_schedule": BETA_SCHEDULE}
-BATCH = 32
 LEARNING_RATE = 1.0e-3
 WARMUP_IMAGES = 10_000
-COOLDOWN = 0.35
 DROP_CLASS = 0.12  # for classifier-free guidance
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -90,52 +88,27 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the weights and the pictures.")] = 0,
 ) -> None:
     """Train the U-Net; a checkpoint beside the file is continued."""
-    torch.manual_seed(seed)
-    rng = torch.Generator().manual_seed(seed)
-    model, ema = _Trainee(), _Trainee().requires_grad_(False)
-    ema.load_state_dict(model.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    checkpoint, done = file.with_suffix(".checkpoint"), 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        for part, name in ((model, "model"), (ema, "ema"), (optimizer, "optimizer")):
-            part.load_state_dict(state[name])
-        rng.set_state(state["rng"])
-        done = state["images"]
+    sigmas = training_sigmas(BETA_SCHEDULE)
 
-    def save() -> None:
-        state = {"images": done, "model": model.state_dict(), "ema": ema.state_dict(), "rng": rng.get_state()}
-        with replace_file(checkpoint) as temporary:
-            torch.save(state | {"optimizer": optimizer.state_dict()}, temporary)
-
-    sigmas, running, saved = training_sigmas(BETA_SCHEDULE), 1.0, time.monotonic()
-    while done < images:
-        rate = min(1.0, (done + BATCH) / WARMUP_IMAGES, (images - done) / (COOLDOWN * images))
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * rate
-        optimizer.zero_grad(set_to_none=True)
-        # The fused CPU attention's backward is several times slower than plain matrix products at 64 tokens.
-        with sdpa_kernel(SDPBackend.MATH):
-            loss = model.loss(sigmas, rng)
-            loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        done += BATCH
-        with torch.no_grad():
-            for averaged, value in zip(ema.parameters(), model.parameters(), strict=True):
-                averaged.lerp_(value, max(0.0005, 512 / (done + 512)))
-        running = 0.98 * running + 0.02 * loss.item()
-        if time.monotonic() - saved > 60:
-            save()
-            saved = time.monotonic()
+    def progress(done: int, total: int, loss: float, rate: float) -> None:
         if done % (BATCH * 100) == 0:
-            print(f"{done} of {images} pictures, loss {running:.4f}", flush=True)
-    save()
-    weights = {name: value.half().contiguous() for name, value in ema.unet.state_dict().items()}
-    weights["class_embedding.weight"] = ema.classes.weight.detach().half()
+            print(f"{done} of {total} pictures, loss {loss:.4f}", flush=True)
+
+    model, done = fit(
+        _Trainee,
+        lambda trainee, rng: trainee.loss(sigmas, rng),
+        file.with_suffix(".checkpoint"),
+        images=images,
+        seed=seed,
+        learning_rate=LEARNING_RATE,
+        warmup_images=WARMUP_IMAGES,
+        progress=progress,
+    )
+    weights = {name: value.half().contiguous() for name, value in model.unet.state_dict().items()}
+    weights["class_embedding.weight"] = model.classes.weight.detach().half()
     with replace_file(file) as temporary:
         save_file(weights, temporary, metadata=METADATA | {"images": str(done), "seed": str(seed)})
-    print(f"written {file}: {file.stat().st_size / 1e6:.1f} MB, loss {running:.4f}")
+    print(f"written {file}: {file.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()

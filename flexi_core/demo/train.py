@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..files import replace_file
 from ..presets import all_full
@@ -21,6 +20,7 @@ from .classifier import SceneClassifier, load_classifier
 from .model import DEFAULT_CFG, TOKEN_TABLE, DemoModel, training_sigmas
 from .sampling import make_noise, sample, sigmas_normal
 from .scenes import ATTRIBUTES, FREE, captions_of, random_attributes, render
+from .trainer import BATCH, Progress, fit
 from .unet import UNet
 
 # 64 channels at the least: the layout normalises in 32 groups, and a group of one channel is blind to the picture's mean.
@@ -40,10 +40,8 @@ UNET_CONFIG = {
 BETA_SCHEDULE = "linear 0.00085 0.012"  # Stable Diffusion's: linear in the square root
 METADATA = {"unet_config": json.dumps(UNET_CONFIG), "prediction": "eps", "beta_schedule": BETA_SCHEDULE}
 
-BATCH = 32
 LEARNING_RATE = 1.0e-3
 WARMUP_IMAGES = 20_000
-COOLDOWN = 0.35  # last share of the images, over which the learning rate falls to zero
 DROP_ALL = 0.10  # captions dropped whole, for classifier-free guidance (Ho and Salimans, 2021)
 DROP_ONE = 0.08  # and each part alone, so that a part may be left out
 SIGMA_DATA = 0.6  # of the scenes; sets the weight of Karras et al. (2022), Table 1
@@ -51,8 +49,6 @@ MAX_WEIGHT = 100.0
 NOISE_SPREAD = 0.15  # standard deviation of the log of the noise's size
 
 JUDGE_SEED = 2_000_000  # far from the seeds of training, search and evaluation
-
-Progress = Callable[[int, int, float, float], None]  # images done, images in all, loss, images per second
 
 
 class _Trainee(nn.Module):
@@ -62,60 +58,25 @@ class _Trainee(nn.Module):
         self.tokens = nn.Embedding(TABLE_ROWS, UNET_CONFIG["context_dim"])
 
 
-def _save_checkpoint(
-    path: Path, images: int, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator
-) -> None:
-    state = {"images": images, "model": model.state_dict(), "ema": ema.state_dict()}
-    state |= {"optimizer": optimizer.state_dict(), "rng": rng.get_state()}
-    with replace_file(path) as temporary:
-        torch.save(state, temporary)
-
-
 def train_unet(folder: Path, *, images: int, seed: int, progress: Progress) -> Path:
     """Train the U-Net to `images` scenes and write `folder/unet.safetensors` (fp16, the averaged weights).
 
     A checkpoint in `folder` is continued; a larger or smaller `images` than before moves the cooldown.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
-    rng = torch.Generator().manual_seed(seed)
-    model, ema = _Trainee(), _Trainee()
-    ema.load_state_dict(model.state_dict())
-    ema.requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    checkpoint = folder / "unet.checkpoint"
-    done = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        rng.set_state(state["rng"])
-        done = state["images"]
-
     table = training_sigmas(BETA_SCHEDULE)
-    began, at_start, saved, running = time.monotonic(), done, time.monotonic(), 1.0
-    while done < images:
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * _rate(done, images)
-        optimizer.zero_grad(set_to_none=True)
-        # The fused CPU attention's backward is several times slower than plain matrix products at 64 tokens.
-        with sdpa_kernel(SDPBackend.MATH):
-            loss = _unet_loss(model, table, rng)
-            loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        done += BATCH
-        _average(ema, model, decay=min(0.9995, 1 - 64 * 8 / (done + 64 * 8)))
-        running = 0.98 * running + 0.02 * loss.item()
-        if time.monotonic() - saved > 60:
-            _save_checkpoint(checkpoint, done, model, ema, optimizer, rng)
-            saved = time.monotonic()
-        if done % (BATCH * 20) == 0:
-            progress(done, images, running, (done - at_start) / (time.monotonic() - began))
-    _save_checkpoint(checkpoint, done, model, ema, optimizer, rng)
-    weights = {name: value.half().contiguous() for name, value in ema.unet.state_dict().items()}
-    weights[TOKEN_TABLE] = ema.tokens.weight.detach().half()
+    model, done = fit(
+        _Trainee,
+        lambda trainee, rng: _unet_loss(trainee, table, rng),
+        folder / "unet.checkpoint",
+        images=images,
+        seed=seed,
+        learning_rate=LEARNING_RATE,
+        warmup_images=WARMUP_IMAGES,
+        progress=progress,
+    )
+    weights = {name: value.half().contiguous() for name, value in model.unet.state_dict().items()}
+    weights[TOKEN_TABLE] = model.tokens.weight.detach().half()
     path = folder / "unet.safetensors"
     with replace_file(path) as temporary:
         save_file(weights, temporary, metadata=METADATA | {"images": str(done), "seed": str(seed)})
@@ -171,18 +132,6 @@ def _unet_loss(model: _Trainee, table: torch.Tensor, rng: torch.Generator) -> to
     # The layout is decided at high noise, where an error of eps is small and the picture's error it stands for is not.
     weight = ((sigma**2 + SIGMA_DATA**2) / SIGMA_DATA**2).clamp(max=MAX_WEIGHT)
     return (weight * (eps.float() - noise).square()).mean()
-
-
-def _rate(done: int, images: int) -> float:
-    """Return the learning rate's factor: warm up, hold, fall linearly to zero over the last `COOLDOWN`."""
-    left = (images - done) / (COOLDOWN * images)
-    return min(1.0, (done + BATCH) / WARMUP_IMAGES, max(left, 0.0))
-
-
-@torch.no_grad()
-def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    for averaged, value in zip(ema.parameters(), model.parameters(), strict=True):
-        averaged.lerp_(value, 1 - decay)
 
 
 def accept(

@@ -1,0 +1,319 @@
+"""Everybody side by side in the real host: the searched schedules, and every other way to sample faster, at every speed.
+
+    python benchmarks/scene_dit.py train scene_dit.safetensors      # once; about an hour on one core
+    python benchmarks/rivals.py --dit scene_dit.safetensors --comfyui ~/comfy/ComfyUI --packs FOLDER
+    python benchmarks/rivals.py --only euler-50                     # one testbed
+
+Four testbeds: the embedded U-Net and the small transformer of `scene_dit.py`, each at 50 Euler and at 25 dpmpp_2m steps. Every
+rival is turned over its own knob (`rival_runs.py`), on seeds that no search and no choice of a solver has seen. First quality
+and MACs, counted by torch's flop counter on the runs themselves; then time, a few rivals between two runs of the teacher, over
+and over. What is found is kept in --folder, so that an interrupted benchmark goes on where it was; tables and plots are written
+to benchmarks/results/rivals*.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import rival_runs
+import torch
+import typer
+from rich.console import Console
+from rival_runs import TEACHER, Rival, scheduled
+from rival_tables import CONVERGED, MEASURED, OURS, Row, Testbed, write
+from scene_dit import SCHEDULER, scene_model
+from scene_host import BATCH, SceneBackend, SceneModel, embedded_model
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from flexi_core import FlexiError, Schedule
+from flexi_core.cost import NetworkCost
+from flexi_core.files import replace_file
+from flexi_core.metrics import psnr_db
+from flexi_core.presets import from_kinds
+from flexi_core.replay import PredictionStore
+from flexi_core.schedule import StepKind
+from search_tools.comfyui_host import open_host
+from search_tools.fitness import Fitness
+from search_tools.guesses import with_guesses
+from search_tools.measures import Measures
+from search_tools.settings import SearchSettings
+from search_tools.space import FAMILIES, Space
+from search_tools.study import open_study, run_search
+from search_tools.teacher import JUDGE_SEEDS, TeacherSettings
+
+RESULTS = Path(__file__).parent / "results"
+SPEEDUPS = "1.5,2,3,4,5,6,8"
+BEDS = {
+    "euler-50": ("embedded", TeacherSettings("euler", "normal", 50)),
+    "dpmpp_2m-25": ("embedded", TeacherSettings("dpmpp_2m", "normal", 25)),
+    "dit-euler-50": ("dit", TeacherSettings("euler", SCHEDULER, 50)),
+    "dit-dpmpp_2m-25": ("dit", TeacherSettings("dpmpp_2m", SCHEDULER, 25)),
+}
+MASKS = "null steps only, annealing"
+SEARCHES: dict[str, dict[str, Any]] = {
+    OURS[0]: {"families": ("paper",)},
+    OURS[1]: {"families": FAMILIES},
+    OURS[2]: {"families": FAMILIES, "reuse_guidance": True},
+    MASKS: {"families": ("free",), "strategy": "annealing", "fit": False},
+}
+ALMOST_ALL = (1.05, 1.1, 1.25)  # of the same solver besides: next to the teacher's quality its front must not be a step
+BETWEEN = 6  # rivals timed between two runs of the teacher
+_err = Console(stderr=True)
+
+
+def main(
+    comfyui: Annotated[str, typer.Option(help="A ComfyUI checkout.")] = "~/comfy/ComfyUI",
+    dit: Annotated[Path | None, typer.Option(help="Weights of scene_dit.py; without them, its testbeds are left out.")] = None,
+    packs: Annotated[Path | None, typer.Option(help="Folder with Comfy-WaveSpeed and ComfyUI-TeaCache, as they come.")] = None,
+    only: Annotated[str | None, typer.Option(help=f"One testbed: {', '.join(BEDS)}.")] = None,
+    rivals: Annotated[str, typer.Option(help="Only families whose name has one of these, separated by commas.")] = "",
+    speedups: Annotated[str, typer.Option(help="Of the searches and of fewer steps, separated by commas.")] = SPEEDUPS,
+    evaluations: Annotated[int, typer.Option(min=1, help="Candidates of each search.")] = 60,
+    search_samples: Annotated[int, typer.Option(help="To search with.")] = 32,
+    samples: Annotated[int, typer.Option(min=2, help="To judge on.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Of timing.")] = 3,
+    timed: Annotated[
+        int,
+        typer.Option(min=1, help="Pictures sampled for timing; other batches than judged would let adaptive caches differ."),
+    ] = BATCH,
+    converged: Annotated[int, typer.Option(min=2, help="Times the teacher's steps that its solver is converged with.")] = 4,
+    folder: Annotated[Path, typer.Option(help="Where studies and measured rows are kept.")] = Path("flexi_rivals"),
+    results: Annotated[Path, typer.Option(help="Where tables and plots go.")] = RESULTS,
+) -> None:
+    """Search, judge, time, and write the tables."""
+    if only is not None and only not in BEDS:
+        raise FlexiError(f"unknown testbed {only!r}; known: {', '.join(BEDS)}")
+    for each in (folder, results):
+        each.mkdir(parents=True, exist_ok=True)
+    open_host(comfyui)
+    wanted = [name for name in BEDS if only in (None, name)]
+    if dit is None:
+        _err.print("the testbeds of the transformer are left out: no --dit")
+        wanted = [name for name in wanted if BEDS[name][0] != "dit"]
+    models: dict[str, SceneModel] = {}
+    for name in wanted:
+        kind, settings = BEDS[name]
+        if kind not in models:
+            models[kind] = embedded_model() if kind == "embedded" else scene_model(dit)
+        bench = Bench(name, SceneBackend(models[kind], settings), folder, [float(part) for part in speedups.split(",")])
+        every = bench.rivals(packs, evaluations, search_samples, [part.strip() for part in rivals.split(",")])
+        bench.measure(every, samples, converged)
+        bench.time(every, timed, repeats)
+    # A testbed that was measured before is part of the tables and plots.
+    beds = []
+    for name, (_, settings) in BEDS.items():
+        rows = [row for row in _rows(folder / f"{name}.json") if row.family == CONVERGED or row.speedup_time > 0]
+        families = list(dict.fromkeys(row.family for row in rows))
+        rows.sort(key=lambda row: (families.index(row.family), row.speedup_time))
+        beds.append(Testbed(name, _about(settings), rows))
+    command = " ".join(["python benchmarks/rivals.py", *sys.argv[1:]])
+    write(results, [bed for bed in beds if bed.of(CONVERGED)], command)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One testbed.
+
+    Args:
+        name: of `BEDS`.
+        backend: its teacher.
+        folder: where everything found is kept.
+        speedups: of the searches and of fewer steps.
+    """
+
+    name: str
+    backend: SceneBackend
+    folder: Path
+    speedups: Sequence[float]
+
+    def say(self, text: str) -> None:
+        _err.print(f"{self.name}: {text}", markup=False, highlight=False)
+
+    def rivals(self, packs: Path | None, evaluations: int, search_samples: int, parts: Sequence[str]) -> list[Rival]:
+        """Return every rival that runs on this testbed and whose family is asked for."""
+
+        def wanted(family: str) -> bool:
+            return any(part in family for part in parts)
+
+        steps = self.backend.settings.steps
+        counts, slower = (
+            sorted({max(1, round(steps / speedup)) for speedup in of}, reverse=True) for of in (self.speedups, ALMOST_ALL)
+        )
+        found = [
+            *rival_runs.same_solver(sorted({*slower, *counts}, reverse=True)),
+            *rival_runs.deepcaches(self.backend),
+            *rival_runs.tgates(self.backend),
+            *rival_runs.core_caches(),
+            *(rival_runs.packs(packs, self.say) if packs else ()),
+        ]
+        if packs is None:
+            self.say("first-block cache and TeaCache are left out: no --packs")
+        found = list(rival_runs.runnable(self.backend, [rival for rival in found if wanted(rival.family)], self.say))
+        if wanted(rival_runs.BEST_SOLVER):
+            found += [self._best_solver(count) for count in counts]
+        for family in filter(wanted, SEARCHES):
+            for speedup in self.speedups:
+                schedule = self._searched(family, speedup, evaluations, search_samples)
+                found.append(scheduled(family, f"{speedup:g}x", schedule))
+        return found
+
+    def _best_solver(self, count: int) -> Rival:
+        path = self.folder / f"{self.name}-solvers.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        if str(count) not in known:
+            known[str(count)] = rival_runs.best_solver(self.backend, count, self.say)
+            _keep(path, known)
+        sampler, scheduler = known[str(count)]
+        knob = f"{count} steps, {sampler} {scheduler}"
+        return Rival(rival_runs.BEST_SOLVER, knob, sampler=sampler, scheduler=scheduler, steps=count)
+
+    def _searched(self, family: str, speedup: float, evaluations: int, samples: int) -> Schedule:
+        """Return the best schedule of a search, run or read from its study."""
+        wanted = SearchSettings.of(self.backend, speedup, samples, **SEARCHES[family])
+        name = f"{self.name}, {family}, {speedup:g}x, {samples} samples"
+        study = open_study(f"sqlite:///{self.folder / 'rivals.db'}", name, wanted)
+        space = wanted.space(self.backend.cost)
+        if family == MASKS:
+            space = MaskSpace(space.steps, space.speedup, NetworkCost(space.cost.full_macs), space.families)
+        if family == OURS[1]:
+            space = with_guesses(study, self.backend, space, wanted.guesses)
+        fitness = Fitness(self.backend, wanted.stages, predictions=PredictionStore(), fit=wanted.fit)
+        result = run_search(study, space, fitness, evaluations=evaluations)
+        if result.interrupted or result.best is None:
+            raise KeyboardInterrupt
+        self.say(f"{family}, {speedup:g}x: {len(result.candidates)} candidates, {result.best.schedule}")
+        return result.best.schedule
+
+    def measure(self, rivals: Sequence[Rival], samples: int, converged: int) -> None:
+        """Measure quality and MACs of those that are not measured yet."""
+        path = self.folder / f"{self.name}.json"
+        rows = {(row.family, row.knob): row for row in _rows(path) if row.measures["psnr_db"].samples == samples}
+        settings = self.backend.settings
+        finer = SceneBackend(self.backend.scenes, replace(settings, steps=converged * settings.steps))
+        wanted = [TEACHER, Rival(CONVERGED, f"{finer.settings.steps} steps", steps=finer.settings.steps), *rivals]
+        teacher, best = self.backend.teacher(JUDGE_SEEDS, samples), finer.teacher(JUDGE_SEEDS, samples)
+        measures = Measures(self.backend, teacher, images="scenes")
+        whole = settings.steps * 2 * self.backend.cost.full_macs * samples
+        for rival in wanted:
+            key = rival.family, rival.knob
+            if key in rows and rows[key].schedule == rival.schedule:
+                continue
+            self.say(rival.name)
+            with counted_macs() as macs:
+                known = {TEACHER.family: teacher, CONVERGED: best}.get(rival.family)
+                latents = torch.cat([*self.draw(rival, samples)]) if known is None else known
+            found = measures(latents, JUDGE_SEEDS)
+            spent = macs() or whole * (rival.steps or settings.steps) / settings.steps
+            converged_psnr = psnr_db(self.backend.pictures(latents), self.backend.pictures(best)).mean()
+            rows[key] = Row(
+                rival.family,
+                rival.knob,
+                rival.schedule,
+                whole / spent,
+                {name: found[name] for name in MEASURED},
+                float(converged_psnr),
+            )
+            _keep(path, [asdict(row) for row in rows.values()])
+
+    def time(self, rivals: Sequence[Rival], pictures: int, repeats: int) -> None:
+        """Time every rival against the runs of the teacher before and after it, all in this process."""
+        path = self.folder / f"{self.name}.json"
+        ratios: dict[tuple[str, str], list[float]] = {(TEACHER.family, TEACHER.knob): [1.0]}
+
+        def seconds(rival: Rival) -> float:
+            began = time.perf_counter()
+            for _ in self.draw(rival, pictures):
+                pass
+            return time.perf_counter() - began
+
+        for batch in {rival.batch for rival in rivals}:
+            teacher = replace(TEACHER, batch=batch)
+            alike = [rival for rival in rivals if rival.batch == batch]
+            seconds(teacher)  # to warm up
+            for repeat in range(repeats):
+                self.say(f"timing, round {repeat + 1} of {repeats}")
+                order, before = alike[:: (-1) ** repeat], seconds(teacher)
+                for at in range(0, len(order), BETWEEN):
+                    taken = {(rival.family, rival.knob): seconds(rival) for rival in order[at : at + BETWEEN]}
+                    after = seconds(teacher)
+                    for key, took in taken.items():
+                        ratios.setdefault(key, []).append((before + after) / 2 / took)
+                    before = after
+        rows = [(row, ratios.get((row.family, row.knob))) for row in _rows(path)]
+        _keep(path, [asdict(row.timed(found) if found else row) for row, found in rows])
+
+    def draw(self, rival: Rival, samples: int) -> Iterator[torch.Tensor]:
+        """Yield the latents of the judging samples, a batch at a time."""
+        model = rival.patch(self.backend.scenes.model)
+        for at in range(0, samples, rival.batch):
+            yield self.backend.draw(
+                model,
+                JUDGE_SEEDS + at,
+                min(rival.batch, samples - at),
+                sampler=rival.sampler,
+                scheduler=rival.scheduler,
+                steps=rival.steps,
+            )
+
+
+class MaskSpace(Space):
+    """Full steps, and removed or held ones in between: what a budgeted search over masks chooses from (BudCache, 2026)."""
+
+    def random(self, rng: np.random.Generator) -> Schedule:
+        return _masked(super().random(rng))
+
+    def mutate(self, schedule: Schedule, rng: np.random.Generator) -> Schedule:
+        return _masked(super().mutate(schedule, rng))
+
+    def seeds(self) -> list[Schedule]:
+        return list({str(schedule): schedule for schedule in map(_masked, super().seeds())}.values())
+
+
+def _masked(schedule: Schedule) -> Schedule:
+    """Return a schedule with every step that is not full held, or removed where it is."""
+    kept = (StepKind.FULL, StepKind.NULL)
+    kinds = [step.kind if step.kind in kept else StepKind.EXTRAPOLATED for step in schedule.steps()]
+    return from_kinds(kinds, order=0)
+
+
+@contextmanager
+def counted_macs() -> Iterator[Callable[[], float]]:
+    """Yield a function that returns the multiply-accumulates of everything run in this block."""
+
+    def attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    # The counter's own table lacks the attention of a CPU.
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    )
+    with counter:
+        yield lambda: counter.get_total_flops() / 2
+
+
+def _about(settings: TeacherSettings) -> str:
+    return f"{settings.steps} {settings.sampler} steps, {settings.scheduler}, cfg {settings.cfg:g}"
+
+
+def _rows(path: Path) -> list[Row]:
+    return [Row.from_dict(values) for values in json.loads(path.read_text())] if path.exists() else []
+
+
+def _keep(path: Path, values: Any) -> None:
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(values), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except FlexiError as error:
+        raise SystemExit(str(error)) from error
