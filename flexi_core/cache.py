@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .extrapolation import lagrange
 from .graphs import outside_graphs
 
 # What a full pass keeps for partial ones, by name, rows first; None for a stream that ends in the skipped blocks.
@@ -36,6 +37,7 @@ class CachePolicy:
 class _Entry:
     segment: int
     depth: int
+    place: float
     feature: Feature
 
 
@@ -45,21 +47,27 @@ class FeatureCache:
     def __init__(self, policy: CachePolicy) -> None:
         self.most_bytes = 0  # that were held at one time
         self._policy = policy
-        self._entries: dict[Hashable, _Entry] = {}
+        self._entries: dict[Hashable, list[_Entry]] = {}  # the newest last
         self._refused: dict[Hashable, str] = {}  # why a chunk's feature was not kept
 
     @outside_graphs
-    def store(self, keys: Sequence[Hashable], feature: Feature, segment: int, depth: int) -> None:
-        """Keep a feature of several chunks of rows in the place of what these chunks had.
+    def store(
+        self, keys: Sequence[Hashable], feature: Feature, segment: int, depth: int, place: float = 0.0, older: int = 0
+    ) -> None:
+        """Keep a feature of several chunks of rows in the place of what these chunks had, or beside it.
 
         Args:
             keys: one for each chunk, in the order of the rows.
             feature: of all rows.
             segment: of the full step that made it.
             depth: of the partial steps that it is for.
+            place: of the full step in the run.
+            older: how many features of earlier segments stay beside it.
         """
         for key in keys:
-            self._entries.pop(key, None)
+            earlier = [e for e in self._entries.pop(key, []) if e.depth == depth and e.segment != segment]
+            if earlier and older:
+                self._entries[key] = earlier[-older:]
             self._refused.pop(key, None)
         size = sum(value.nbytes for value in feature.values() if value is not None)
         held = self.held_bytes
@@ -78,17 +86,45 @@ class FeatureCache:
         parts = {name: value.chunk(len(keys)) for name, value in feature.items() if value is not None}
         for i, key in enumerate(keys):
             own = {name: None if value is None else parts[name][i] for name, value in feature.items()}
-            self._entries[key] = _Entry(segment, depth, own)
+            self._entries.setdefault(key, []).append(_Entry(segment, depth, place, own))
         self.most_bytes = max(self.most_bytes, self.held_bytes)
 
-    def recall(self, keys: Sequence[Hashable], segment: int, depth: int, device: torch.device) -> tuple[Feature | None, str]:
-        """Return the feature of chunks of rows on a device, or None and why there is none."""
-        entries = [self._entries.get(key) for key in keys]
-        if any(entry is None or entry.segment != segment or entry.depth != depth for entry in entries):
+    def recall(
+        self,
+        keys: Sequence[Hashable],
+        segment: int,
+        depth: int,
+        device: torch.device,
+        place: float = 0.0,
+        order: int = 0,
+    ) -> tuple[Feature | None, str]:
+        """Return the feature of chunks of rows on a device, or None and why there is none.
+
+        Args:
+            keys: of the chunks.
+            segment: of the partial step.
+            depth: of the partial step.
+            device: where it is needed.
+            place: of the partial step in the run.
+            order: in which the feature is extrapolated to it (TaylorSeer, Liu et al., 2025); with fewer features kept, what
+                they allow.
+        """
+        kept = [self._entries.get(key, []) for key in keys]
+        if any(not entries or entries[-1].segment != segment or entries[-1].depth != depth for entries in kept):
             reasons = (self._refused[key] for key in keys if key in self._refused)
             return None, next(reasons, "no deep feature kept for this conditioning, shape and segment")
-        features = [entry.feature for entry in entries]
-        return {name: _joined([feature[name] for feature in features], device) for name in features[0]}, ""
+        count = min(order + 1, *(len(entries) for entries in kept))
+        features = []
+        for at in range(-count, 0):
+            of_chunks = [entries[at].feature for entries in kept]
+            features.append({name: _joined([feature[name] for feature in of_chunks], device) for name in of_chunks[0]})
+        if count == 1:
+            return features[0], ""
+        places = [entry.place for entry in kept[0][-count:]]
+        if not all(_alike(feature, features[-1]) for feature in features):
+            return features[-1], ""
+        weights = lagrange(places, place)
+        return {name: _combined([feature[name] for feature in features], weights) for name in features[-1]}, ""
 
     def clear(self) -> None:
         """Drop everything."""
@@ -101,7 +137,8 @@ class FeatureCache:
     @property
     def held_bytes(self) -> int:
         """What is kept now; chunks of one tensor count once."""
-        tensors = (value for entry in self._entries.values() for value in entry.feature.values() if value is not None)
+        entries = (entry for of_chunk in self._entries.values() for entry in of_chunk)
+        tensors = (value for entry in entries for value in entry.feature.values() if value is not None)
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
         return sum(storage.nbytes() for storage in storages.values())
 
@@ -111,3 +148,16 @@ def _joined(parts: list[torch.Tensor | None], device: torch.device) -> torch.Ten
     if parts[0] is None:
         return None
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(device)
+
+
+def _alike(feature: Feature, other: Feature) -> bool:
+    """Return whether two features have the same parts of the same sizes."""
+    shapes = ({name: value is not None and value.shape for name, value in f.items()} for f in (feature, other))
+    return next(shapes) == next(shapes)
+
+
+@outside_graphs
+def _combined(parts: list[torch.Tensor | None], weights: Sequence[float]) -> torch.Tensor | None:
+    if parts[0] is None:
+        return None
+    return sum(part * weight for part, weight in zip(parts, weights, strict=True)).to(parts[-1].dtype)

@@ -68,8 +68,8 @@ class NetworkCost:
 
     def cache_bytes(self, plan: Plan, rows: int) -> float:
         """Return the memory that a plan's deep features need at one time, for a batch with all its conditionings."""
-        depths = {step.depth for step in plan.steps if step.kind.is_partial}
-        return rows * max((self.feature_bytes.get(depth, 0.0) for depth in depths), default=0.0)
+        kept = {(step.depth, 1 + step.forecast) for step in plan.steps if step.kind.is_partial}
+        return rows * max((count * self.feature_bytes.get(depth, 0.0) for depth, count in kept), default=0.0)
 
 
 def count_macs(network: nn.Module, call: NetworkCall | ModelCall) -> NetworkCost | None:

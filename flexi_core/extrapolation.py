@@ -54,7 +54,7 @@ class DerivativeHistory:
         """
         places, found, below = [at for at, _ in self._points], [], [0.0] * len(self._points)
         for count in range(1, min(terms, len(places)) + 1):
-            polynomial = [0.0] * (len(places) - count) + _lagrange(places[-count:], place)
+            polynomial = [0.0] * (len(places) - count) + lagrange(places[-count:], place)
             found.append([weight - less for weight, less in zip(polynomial, below, strict=True)])
             below = polynomial
         return found
@@ -76,7 +76,7 @@ class DerivativeHistory:
         return torch.zeros_like(self._points[-1][1]) if total is None else total
 
 
-def _lagrange(places: Sequence[float], place: float) -> list[float]:
+def lagrange(places: Sequence[float], place: float) -> list[float]:
     """Return the weights of values at some places in their polynomial's value at another."""
     weights = []
     for i, at in enumerate(places):

@@ -1,7 +1,7 @@
 """Schedule text: parse and print.
 
     schedule = group *("|" group) [";" option *("," option)]
-    group    = count "*" "(" group *("|" group) ")" | letters ["@" depth] ["~" factor *("," factor)]
+    group    = count "*" "(" group *("|" group) ")" | letters ["@" depth ["^" order]] ["~" factor *("," factor)]
     option   = "order" "=" number
 
 Spaces are free. Segments are letters F, P, N, X, f, p; a run such as FFXX splits before each F, so that `|` may be left out.
@@ -18,7 +18,7 @@ from .schedule import DEFAULT_DEPTH, MAX_STEPS, Schedule, Segment, StepKind
 MAX_TEXT = 100_000  # characters
 _MAX_NESTING = 8
 _LETTERS = "FPNXfp"
-_TOKEN = re.compile(r"\s*(?:(-?\d*\.\d+(?:e-?\d+)?|-\d+)|(\d+)|([A-Za-z]+)|([|@*();=,~])|(\S))")
+_TOKEN = re.compile(r"\s*(?:(-?\d*\.\d+(?:e-?\d+)?|-\d+)|(\d+)|([A-Za-z]+)|([|@*();=,~^])|(\S))")
 
 
 def parse(text: str) -> Schedule:
@@ -37,6 +37,7 @@ def unparse(schedule: Schedule) -> str:
     parts = []
     for segment, group in groupby(schedule.segments):
         text = segment.letters + (f"@{segment.depth}" if segment.depth is not None else "")
+        text += f"^{segment.forecast}" if segment.forecast else ""
         text += "" if segment.blend is None else "~" + ",".join(map(_factor, segment.blend))
         count = len(list(group))
         parts.append(text if count == 1 else f"{count}*({text})")
@@ -112,6 +113,7 @@ class _Parser:
         depth = self.number("a depth") if self.take("@") else None
         if depth is not None and not set(letters) & set("Pp"):
             raise self.error(f"{letters!r} has depth {depth} and no partial step P to run at it; leave out @{depth}")
+        forecast = self.number("a forecast order") if depth is not None and self.take("^") else 0
         blend = self.factors() if self.take("~") else None
         if blend is not None and "X" not in letters:
             raise self.error(f"{letters!r} has a blend and no extrapolated step X; leave out the ~")
@@ -119,9 +121,8 @@ class _Parser:
         for part in re.findall("[Ff][^Ff]*", letters):
             kinds = tuple(StepKind(letter) for letter in part)
             partial = any(kind.is_partial for kind in kinds)
-            segments.append(
-                Segment(kinds, (DEFAULT_DEPTH if depth is None else depth) if partial else None, blend if "X" in part else None)
-            )
+            own = (DEFAULT_DEPTH if depth is None else depth) if partial else None
+            segments.append(Segment(kinds, own, blend if "X" in part else None, forecast if partial else 0))
         return segments
 
     def factors(self) -> tuple[float, ...]:

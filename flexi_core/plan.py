@@ -70,9 +70,14 @@ class Plan:
         return "".join(step.kind.value for step in self.steps)
 
     def capture_depth(self, index: int) -> int | None:
-        """Return the depth at which a full step must keep its deep feature for the partial steps of its segment, if any."""
+        """Return the depth at which a full step must keep its deep feature, if any.
+
+        That of its own segment's partial steps; where it has none, of the next segment that forecasts from it.
+        """
         segment = self.steps[index].segment
-        return next((s.depth for s in self.steps if s.segment == segment and s.kind.is_partial), None)
+        partial = [step for step in self.steps if step.kind.is_partial]
+        own = next((step.depth for step in partial if step.segment == segment), None)
+        return own or next((step.depth for step in partial if 0 < step.segment - segment <= step.forecast), None)
 
 
 def make_plan(schedule: Schedule, sigmas: Sequence[float]) -> Plan:

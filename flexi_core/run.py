@@ -22,7 +22,7 @@ from .graphs import outside_graphs
 from .guidance import GuidanceHistory
 from .plan import Plan
 from .replay import Replay
-from .schedule import MAX_ORDER, StepKind
+from .schedule import MAX_ORDER, Step, StepKind
 from .transformer_steps import ModelCall, TransformerSteps
 from .unet_steps import NetworkCall, UNetSteps, block_count
 
@@ -69,8 +69,9 @@ class Run:
         observer: Observer | None = None,
     ) -> None:
         reuses_guidance = any(step.kind.reuses_guidance for step in plan.steps)
-        # The guidance of a step that was taken from a store is not known.
-        self.plan, self._replay = plan, None if reuses_guidance else replay
+        self._older = max((step.forecast for step in plan.steps), default=0)  # features of earlier segments
+        # The guidance, and the features, of a step that was taken from a store are not known.
+        self.plan, self._replay = plan, None if reuses_guidance or self._older else replay
         self._guidance = GuidanceHistory() if reuses_guidance else None
         self.records = [StepRecord() for _ in plan.steps]
         self.first_call: tuple[nn.Module, NetworkCall | ModelCall] | None = None  # for counting MACs after the run
@@ -193,7 +194,7 @@ class Run:
             self._begin_evaluation(sigma)
         keys, steps = self._chunk_keys(call), self._steps_of(network)
         if step.kind.is_partial:
-            feature, reason = self._recall(steps, keys, step.segment, step.depth, call.x.device)
+            feature, reason = self._recall(steps, keys, step, self.plan.place(sigma), call.x.device)
             prediction = None if feature is None else steps.partial(call, forward, step.depth, feature)
             if prediction is not None:
                 record.calls[step.depth] += rows
@@ -207,7 +208,7 @@ class Run:
         depth = self.plan.capture_depth(index)
         prediction, feature = steps.full(call, forward, depth)
         if feature is not None and keys:
-            self.cache.store(keys, feature, step.segment, depth)
+            self.cache.store(keys, feature, step.segment, depth, self.plan.place(sigma), self._older)
         return prediction
 
     def release(self) -> None:
@@ -226,13 +227,13 @@ class Run:
         return self._steps[network]
 
     def _recall(
-        self, steps: UNetSteps | TransformerSteps, keys: list[Hashable], segment: int, depth: int, device: torch.device
+        self, steps: UNetSteps | TransformerSteps, keys: list[Hashable], step: Step, place: float, device: torch.device
     ) -> tuple[Feature | None, str]:
-        if reason := steps.why_not(depth):
+        if reason := steps.why_not(step.depth):
             return None, reason
         if not keys:
             return None, "the call does not say which rows belong to which conditioning"
-        return self.cache.recall(keys, segment, depth, device)
+        return self.cache.recall(keys, step.segment, step.depth, device, place, step.forecast)
 
     def _chunk_keys(self, call: NetworkCall) -> list[Hashable]:
         """Return one cache key for each chunk of rows: whose conditioning it is, its shape, its context window.

@@ -71,6 +71,7 @@ class Segment:
         kinds: the steps in order: a full one, then partial ones, then nulls. Behind a full step that ran the conditional half
             alone, partial steps do so too.
         depth: how many of the shallowest blocks a partial step runs (the paper's branch); None without partial steps.
+        forecast: order in which its partial steps extrapolate the deep feature from the full steps before them; 0 holds it.
         blend: of the segment's extrapolated steps: what the held prediction, its linear and its quadratic change are each
             multiplied with; None for the schedule's order, every factor 1.
 
@@ -81,6 +82,7 @@ class Segment:
     kinds: tuple[StepKind, ...]
     depth: int | None = None
     blend: tuple[float, ...] | None = None
+    forecast: int = 0
 
     def __post_init__(self) -> None:
         letters = self.letters
@@ -100,6 +102,10 @@ class Segment:
             raise ScheduleError(f"the segment {letters!r} has depth {self.depth}; a depth belongs to a segment with P steps")
         if self.depth is not None and not 1 <= self.depth <= MAX_DEPTH:
             raise ScheduleError(f"the segment {letters!r} has depth {self.depth}; a depth is 1 to {MAX_DEPTH} blocks")
+        if not 0 <= self.forecast <= MAX_ORDER or (self.forecast and self.depth is None):
+            raise ScheduleError(
+                f"the segment {letters!r} has forecast order {self.forecast}; it is 0 to {MAX_ORDER}, above 0 with P steps"
+            )
         if self.blend is not None:
             self._check_blend()
 
@@ -126,12 +132,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a schedule: its kind, its depth if it is partial, its segment's number, its blend if it is extrapolated."""
+    """One step of a schedule: its kind, its segment's number, its depth and forecast if partial, its blend if extrapolated."""
 
     kind: StepKind
     depth: int | None
     segment: int
     blend: tuple[float, ...] | None = None
+    forecast: int = 0
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,8 @@ class Schedule:
         for number, segment in enumerate(self.segments):
             for kind in segment.kinds:
                 extrapolated = kind is StepKind.EXTRAPOLATED
-                yield Step(kind, segment.depth if kind.is_partial else None, number, segment.blend if extrapolated else None)
+                depth, forecast = (segment.depth, segment.forecast) if kind.is_partial else (None, 0)
+                yield Step(kind, depth, number, segment.blend if extrapolated else None, forecast)
 
     @property
     def reuses_guidance(self) -> bool:

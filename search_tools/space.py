@@ -95,7 +95,13 @@ class Space:
             kinds = rng.choice(2, size=most, p=(0.75, 0.25)) if rng.random() < 0.5 else np.zeros(most, int)
             chance = float(rng.choice([0.0, 0.0, 0.3]))
             genes = [
-                _Gene(start, int(rng.geometric(0.5)) if rng.random() < chance else 0, self._random_depth(rng), _NULLS[kind])
+                _Gene(
+                    start,
+                    int(rng.geometric(0.5)) if rng.random() < chance else 0,
+                    self._random_depth(rng),
+                    _NULLS[kind],
+                    forecast=int(rng.integers(2)),
+                )
                 for start, kind in zip(starts, kinds, strict=True)
             ]
             if self.reuse_guidance and rng.random() < 0.5:
@@ -117,7 +123,7 @@ class Space:
     def family(self, schedule: Schedule) -> str:
         """Return the narrowest family of this space that a schedule belongs to; one of full and X steps is `free`."""
         letters = set(schedule.letters)
-        if letters & set("fp"):
+        if letters & set("fp") or any(segment.forecast for segment in schedule.segments):
             return "free"
         equal = [len(s) for s in schedule.segments] == _lengths(self.steps, len(schedule.segments))
         if equal and not letters >= {"N", "X"}:
@@ -203,6 +209,7 @@ class Space:
             genes[f"length_{i}"] = IntDistribution(1, self.steps)
             genes[f"interval_{i}"] = IntDistribution(1, self.steps)
             genes[f"branch_{i}"] = IntDistribution(min(self.depths), max(self.depths))
+            genes[f"forecast_{i}"] = IntDistribution(0, 1)
             genes[f"null_{i}"] = CategoricalDistribution(tuple(kind.value for kind in _NULLS))
             if self.reuse_guidance:
                 genes[f"reuses_{i}"] = CategoricalDistribution((False, True))
@@ -217,6 +224,7 @@ class Space:
             genes[f"branch_{i}"] = segment.depth or min(self.depths)
             if family == "free":
                 genes[f"length_{i}"] = len(segment)
+                genes[f"forecast_{i}"] = segment.forecast
                 genes[f"null_{i}"] = _null_in(segment).value
                 if self.reuse_guidance:
                     genes[f"reuses_{i}"] = segment.kinds[0].reuses_guidance
@@ -238,7 +246,8 @@ class Space:
             if start < self.steps:
                 null = StepKind(genes[f"null_{i}"])
                 reuses = genes.get(f"reuses_{i}", False)
-                drawn.setdefault(start, _Gene(start, genes[f"interval_{i}"] - 1, genes[f"branch_{i}"], null, reuses))
+                partials, depth, forecast = genes[f"interval_{i}"] - 1, genes[f"branch_{i}"], genes[f"forecast_{i}"]
+                drawn.setdefault(start, _Gene(start, partials, depth, null, reuses, forecast))
         return self._build(self._trimmed([*drawn.values()]), order)
 
     def filled(self, schedule: Schedule) -> Schedule:
@@ -272,7 +281,7 @@ class Space:
             change = int(rng.choice([-1, 1])) * int(rng.geometric(0.6))
             genes[i] = replace(genes[i], partials=max(0, genes[i].partials + change))
         elif draw < 0.92:
-            genes[i] = replace(genes[i], depth=self._random_depth(rng))
+            genes[i] = replace(genes[i], depth=self._random_depth(rng), forecast=int(rng.integers(2)))
         else:  # null steps of the other kind: here, or in the whole run
             null = _NULLS[genes[i].null is _NULLS[0]]
             everywhere = rng.random() < 0.3
@@ -285,7 +294,7 @@ class Space:
         genes, start = [], 0
         for segment in schedule.segments:
             depth, reuses = segment.depth or min(self.depths), segment.kinds[0].reuses_guidance
-            genes.append(_Gene(start, segment.interval - 1, depth, _null_in(segment), reuses))
+            genes.append(_Gene(start, segment.interval - 1, depth, _null_in(segment), reuses, segment.forecast))
             start += len(segment)
         return genes
 
@@ -296,7 +305,8 @@ class Space:
             nulls = stop - gene.start - 1 - partials
             full, shallow = _CONDITIONAL if gene.reuses and gene.start else _BOTH
             kinds = (full, *(shallow,) * partials, *(gene.null,) * nulls)
-            segments.append(Segment(kinds, gene.depth if partials else None))
+            depth, forecast = (gene.depth, gene.forecast) if partials else (None, 0)
+            segments.append(Segment(kinds, depth, forecast=forecast))
         extrapolates = any(StepKind.EXTRAPOLATED in segment.kinds for segment in segments)
         return Schedule(tuple(segments), order if extrapolates else 1)
 
@@ -394,7 +404,8 @@ class Space:
 class _Gene:
     """A segment of any length: where it starts, its partial steps (as many as fit) and their depth, its kind of null step.
 
-    `reuses`: its full and partial steps run the conditional half alone; not at the start of the run.
+    `reuses`: its full and partial steps run the conditional half alone; not at the start of the run. `forecast`: the order in
+    which its partial steps extrapolate the deep feature.
     """
 
     start: int
@@ -402,6 +413,7 @@ class _Gene:
     depth: int = 1
     null: StepKind = StepKind.EXTRAPOLATED
     reuses: bool = False
+    forecast: int = 0
 
 
 def _moved(genes: list[_Gene], i: int, place: int, steps: int) -> list[_Gene]:

@@ -134,6 +134,7 @@ def random_schedules() -> list[Schedule]:
             kinds = (full, *[shallow] * partial, *nulls)
             blend = tuple(round(rng.uniform(-2, 2), 4) for _ in range(rng.choice([1, 2, 3, 4])))
             blend = blend if StepKind.EXTRAPOLATED in nulls and rng.random() < 0.5 else None
-            segments += [Segment(kinds, rng.choice([1, 2, 3, 12, 1000]) if partial else None, blend)] * rng.choice([1, 1, 2, 3])
+            depth, forecast = (rng.choice([1, 2, 3, 12, 1000]), rng.choice([0, 0, 1, 2])) if partial else (None, 0)
+            segments += [Segment(kinds, depth, blend, forecast)] * rng.choice([1, 1, 2, 3])
         schedules.append(Schedule(tuple(segments), rng.choice([0, 1, 1, 1, 2, 3])))
     return schedules

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flexi_core import Schedule
-from flexi_core.cache import CachePolicy
+from flexi_core.cache import CachePolicy, FeatureCache
 from flexi_core.plan import make_plan
 from flexi_core.run import FULL_DEPTH, Run
 from flexi_core.unet_steps import NetworkCall, full_pass, partial_pass
@@ -269,3 +269,35 @@ def test_a_miss_of_another_conditioning_is_not_blamed_on_the_limit(unet, make_ca
     ask(run, unet, make_call(slots=(1,)), 0)
     ask(run, unet, make_call(slots=(0,), seed=1), 1)  # was not there at the full step
     assert run.records[1].fallbacks == {MISS: 1}
+
+
+def test_a_forecast_extrapolates_the_features_of_the_last_full_steps():
+    cache, keys = FeatureCache(CachePolicy()), ["uncond", "cond"]
+
+    def at(place: float) -> dict:
+        return {"deep": torch.tensor([[1.0], [2.0]]) * place, "none": None, "empty": torch.zeros(2, 0)}
+
+    for segment, place in enumerate((0.0, 3.0, 5.0)):
+        cache.store(keys, at(place), segment, 2, place, older=1)
+    held, _ = cache.recall(keys, 2, 2, torch.device("cpu"), 7.0)
+    forecast, _ = cache.recall(keys, 2, 2, torch.device("cpu"), 7.0, order=1)
+    assert torch.equal(held["deep"], at(5.0)["deep"])
+    torch.testing.assert_close(forecast["deep"], at(7.0)["deep"])
+    assert forecast["none"] is None and forecast["empty"].shape == (2, 0)
+    assert len(cache._entries["cond"]) == 2, "no more is kept than the order needs"
+
+
+def test_a_forecast_with_one_feature_or_another_depth_before_it_is_held():
+    cache, feature = FeatureCache(CachePolicy()), {"deep": torch.ones(1, 2)}
+    cache.store(["cond"], {"deep": torch.zeros(1, 2)}, 0, 3, 0.0, older=2)
+    cache.store(["cond"], feature, 1, 2, 4.0, older=2)
+    recalled, _ = cache.recall(["cond"], 1, 2, torch.device("cpu"), 6.0, order=2)
+    assert torch.equal(recalled["deep"], feature["deep"])
+
+
+def test_an_evaluation_again_in_a_segment_takes_the_place_of_its_feature():
+    cache = FeatureCache(CachePolicy())
+    for segment, place in ((0, 0.0), (1, 4.0), (1, 4.0)):
+        cache.store(["cond"], {"deep": torch.full((1, 1), place)}, segment, 2, place, older=1)
+    recalled, _ = cache.recall(["cond"], 1, 2, torch.device("cpu"), 6.0, order=1)
+    torch.testing.assert_close(recalled["deep"], torch.full((1, 1), 6.0))

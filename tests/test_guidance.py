@@ -87,6 +87,13 @@ def test_guidance_of_another_size_is_not_reused():
     assert asked == [True] and "another size" in next(iter(run.records[1].fallbacks))
 
 
+def test_a_forecast_comes_nearer_than_a_held_feature_and_its_order_zero_is_held(draw):
+    teacher = draw("6*(F)")[0]
+    held, zero, forecast, again = (draw(f"F|F|FP@2{order}|FP@2{order}")[0] for order in ("", "^0", "^1", "^1"))
+    assert torch.equal(held, zero) and torch.equal(forecast, again)
+    assert (forecast - teacher).square().mean() < (held - teacher).square().mean()
+
+
 def test_context_windows_keep_their_own_guidance():
     run = Run(make_plan(Schedule.parse("F|f"), [2.0, 1.0, 0.0]))
     x = torch.zeros(1, 1)

@@ -11,7 +11,7 @@ const WITH_STRIP = ["FlexiSchedule", "FlexiPreset", "FlexiLoadSchedule"];
 
 /** Return the letters of a schedule text, "" when it is not one. The node's own parser decides; this only draws. */
 function letters(text) {
-  let rest = String(text).split(";")[0].replace(/\s+/g, "").replace(/@\d+|~[-+.,\de]+/g, "");
+  let rest = String(text).split(";")[0].replace(/\s+/g, "").replace(/@\d+(\^\d)?|~[-+.,\de]+/g, "");
   for (let nesting = 0; nesting < 9 && rest.includes("("); nesting++) {
     rest = rest.replace(/(\d{1,4})\*\(([FPNXfp|]*)\)/g, (_, count, inside) =>
       inside.length * count > 4 * MAX_STEPS ? "?" : inside.repeat(Number(count))

@@ -20,7 +20,7 @@ from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 PACK = Path(__file__).parents[2]
 STEPS = 8
 MIXED = "2*(F)|FPX@2|FPN@3"
-REUSED = "FX|fpX@2~0.9,1.2|FpX@2~1,.5,-.25"
+REUSED = "FX|fpX@2~0.9,1.2|FpX@2^1~1,.5,-.25"
 CAPTION = "a small green ring at the top left on a brown background"
 
 
