@@ -1,0 +1,63 @@
+"""Reused guidance in the host: the conditional half alone, whatever sampler, guider and guidance patch is there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+REUSED = "2*(F)|f|FX|f|fX"  # 8 steps
+LETTERS = "FFfFXffX"
+SAMPLERS = ("euler", "dpmpp_2m", "heun", "uni_pc", "dpmpp_sde", "euler_ancestral", "res_multistep", "euler_cfg_pp")
+
+
+def rows_by_step(report) -> list[int]:
+    return [sum(record.calls.values()) for record in report.run.records]
+
+
+@pytest.mark.matrix("Reused guidance", "{sampler}")
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_reused_guidance_keeps_the_laws_of_every_kind_of_sampler(host, demo_model, cell, sampler):
+    # Samplers that read the unguided prediction compute their extrapolated steps.
+    ran = "FFfFFffF" if sampler == "euler_cfg_pp" else LETTERS
+    cell(demo_model, lambda model: host.sample(model, sampler), REUSED, ran)
+
+
+def test_a_step_with_reused_guidance_runs_the_conditional_rows_alone(host, demo_model, apply):
+    model, handle = apply(demo_model, REUSED)
+    host.sample(model)
+    assert rows_by_step(handle.report) == [4, 4, 2, 4, 0, 2, 2, 0]
+    assert handle.report.speedup_macs == pytest.approx(8 / 4.5)
+
+
+def test_without_guidance_such_steps_are_full_ones(host, demo_model, apply):
+    reused, plain = (apply(demo_model, text)[0] for text in (REUSED, REUSED.upper()))
+    assert torch.equal(host.sample(reused, cfg=1.0), host.sample(plain, cfg=1.0))
+
+
+def test_reused_guidance_is_nearer_to_the_teacher_than_none(host, demo_model, apply):
+    teacher = host.sample(demo_model)
+    reused = host.sample(apply(demo_model, "4*(F)|4*(f)")[0])
+    unguided = host.sample(demo_model, cfg=1.0)
+    assert (reused - teacher).square().mean() < 0.05 * (unguided - teacher).square().mean()
+
+
+@pytest.mark.matrix("Reused guidance", "RescaleCFG")
+def test_a_guidance_patch_hears_both_halves(host, demo_model, cell, extra):
+    (model,) = extra("model_advanced", "RescaleCFG")(demo_model, 0.7)
+    cell(model, host.sample, REUSED, LETTERS)
+
+
+@pytest.mark.matrix("Reused guidance", "PerpNegGuider, which has three conditionings")
+def test_a_guider_of_three_conditionings_runs_such_steps_in_full_and_says_so(host, demo_model, apply, extra):
+    guider_of = extra("perpneg", "PerpNegGuider")
+    noise = host.noise()
+
+    def sample(model):
+        (guider,) = guider_of(model, host.positive, host.negative, host.adapter.demo_conditioning(""), 3.0, 1.0)
+        sampler = host.comfy.samplers.sampler_object("euler")
+        return guider.sample(noise, torch.zeros_like(noise), sampler, host.sigmas(demo_model, "normal", 8), seed=0)
+
+    model, handle = apply(demo_model, REUSED)
+    reused, full = sample(model), sample(apply(demo_model, REUSED.upper())[0])
+    assert torch.equal(reused, full)
+    assert "has 3 conditionings" in str(handle.report)
