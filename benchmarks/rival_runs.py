@@ -105,10 +105,14 @@ def best_solver(backend: SceneBackend, steps: int, say: Callable[[str], None]) -
 
 
 def deepcaches(backend: SceneBackend) -> list[Rival]:
-    """Return DeepCache (Ma et al., 2023) over its interval N and the depth of its partial steps."""
+    """Return DeepCache (Ma et al., 2023) over its interval N and the depth of its partial steps.
+
+    And TaylorSeer-like (Liu et al., 2025): the same with a deep feature that is forecast, linearly, not held.
+    """
     steps, depths = backend.settings.steps, backend.cost.partial_macs
     return [
-        scheduled(DEEPCACHE, f"N={interval}, depth {depth}", deepcache(steps, interval, depth))
+        scheduled(family, f"N={interval}, depth {depth}", deepcache(steps, interval, depth, forecast))
+        for forecast, family in enumerate((DEEPCACHE, "TaylorSeer-like"))
         for depth in depths
         for interval in INTERVALS
     ]

@@ -1,15 +1,22 @@
 """Ready schedules for any step count.
 
-The segment presets keep the first steps full, where the layout of the image is decided, and space the full steps of the
-rest evenly; the null steps between them are extrapolated.
+Those of a speed-up are chosen by measurement (`benchmarks/presets.py`) for 20, 25, 30 and 50 steps, and scaled to other counts.
 """
 
 from __future__ import annotations
 
+import json
+import math
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
 from .errors import ScheduleError
 from .schedule import MAX_STEPS, Schedule, Segment, StepKind
 
-PRESETS = ("2x", "3x", "5x", "deepcache", "all-full")
+FAMILY = Path(__file__).parent / "presets.json"
+PRESETS = ("1.5x", "2x", "3x", "5x", "deepcache", "all-full")
 
 
 def all_full(steps: int) -> Schedule:
@@ -18,13 +25,16 @@ def all_full(steps: int) -> Schedule:
     return Schedule((Segment((StepKind.FULL,)),) * steps)
 
 
-def deepcache(steps: int, interval: int = 3, depth: int = 3) -> Schedule:
-    """Return the uniform schedule of DeepCache (Ma et al., 2023): one full step, then interval - 1 partial ones."""
+def deepcache(steps: int, interval: int = 3, depth: int = 3, forecast: int = 0) -> Schedule:
+    """Return the uniform schedule of DeepCache (Ma et al., 2023): one full step, then interval - 1 partial ones.
+
+    With a forecast order the deep feature is extrapolated, as TaylorSeer (Liu et al., 2025) does.
+    """
     _check_steps(steps)
     if interval < 1:
         raise ScheduleError(f"the interval is {interval}; a full step comes every 1 or more steps")
     kinds = [StepKind.FULL if i % interval == 0 else StepKind.PARTIAL for i in range(steps)]
-    return from_kinds(kinds, depth=depth)
+    return from_kinds(kinds, depth=depth, forecast=forecast)
 
 
 def uniform(steps: int, full: int, null: StepKind = StepKind.EXTRAPOLATED) -> Schedule:
@@ -67,19 +77,51 @@ def preset(name: str, steps: int) -> Schedule:
     if name == "deepcache":
         return deepcache(steps)
     if name in PRESETS:
-        return segments_for_speedup(steps, float(name.removesuffix("x")))
+        _check_steps(steps)
+        counts = _family()[name]
+        nearest = min(counts, key=lambda count: abs(math.log(int(count) / steps)))
+        entry = counts[nearest]
+        schedule = Schedule.parse(entry["schedule"])
+        return _scaled(schedule, steps, float(name.removesuffix("x"))).with_info(
+            preset={"name": name, "steps": int(nearest), "measured": entry["measured"]}
+        )
     raise ScheduleError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
 
 
-def from_kinds(kinds: list[StepKind], depth: int | None = None, order: int = 1) -> Schedule:
-    """Return the schedule with these kinds of step, a segment starting at every full one; `depth` is for all partial steps."""
+@cache
+def _family() -> dict[str, dict[str, dict]]:
+    """Return the chosen schedules by speed-up and step count."""
+    return json.loads(FAMILY.read_text(encoding="utf-8"))
+
+
+def _scaled(schedule: Schedule, steps: int, speedup: float) -> Schedule:
+    """Return a schedule of full and extrapolated steps with its full steps at the same places of a run of another length."""
+    if steps == len(schedule):
+        return schedule
+    places = [i for i, letter in enumerate(schedule.letters) if letter == "F"]
+    full = max(1, min(steps, round(steps / speedup)))
+    wanted = (
+        np.interp(np.linspace(0, 1, full), np.linspace(0, 1, len(places)), places) / max(len(schedule) - 1, 1) * (steps - 1)
+    )
+    chosen = sorted({round(float(place)) for place in wanted} | {0})
+    free = [i for i in reversed(range(steps)) if i not in chosen]
+    chosen = sorted([*chosen, *free[: full - len(chosen)]])
+    kinds = [StepKind.FULL if i in chosen else StepKind.EXTRAPOLATED for i in range(steps)]
+    blend = next((segment.blend for segment in schedule.segments if segment.blend), None)
+    segments = from_kinds(kinds).segments
+    return Schedule(tuple(Segment(s.kinds, None, blend if "X" in s.letters else None) for s in segments), schedule.order)
+
+
+def from_kinds(kinds: list[StepKind], depth: int | None = None, order: int = 1, forecast: int = 0) -> Schedule:
+    """Return the schedule with these kinds of step, a segment starting at every full one; all partial steps are alike."""
     starts = [i for i, kind in enumerate(kinds) if kind is StepKind.FULL]
     if not starts or starts[0] != 0:
         raise ScheduleError("the first step of a schedule is full; put an F first")
     segments = []
     for start, stop in zip(starts, [*starts[1:], len(kinds)], strict=True):
         part = tuple(kinds[start:stop])
-        segments.append(Segment(part, depth if StepKind.PARTIAL in part else None))
+        partial = StepKind.PARTIAL in part
+        segments.append(Segment(part, depth if partial else None, forecast=forecast if partial else 0))
     return Schedule(tuple(segments), order)
 
 

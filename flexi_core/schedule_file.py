@@ -102,7 +102,7 @@ def from_dict(data: Any) -> Schedule:
 
 
 def made_for(schedule: Schedule) -> str:
-    """Return in a line what run a schedule's file was made for, and what was measured of it; empty where it does not say."""
+    """Return in a line what run a schedule was made for, and what was measured of it; empty where nothing says so."""
     teacher, measured = schedule.info.get("teacher", {}), schedule.info.get("measured", {})
     parts = []
     if teacher:
@@ -116,7 +116,18 @@ def made_for(schedule: Schedule) -> str:
         if _is_number(measured.get(key))
     ]
     run = f"made for {', '.join(filter(None, parts))}" if parts else ""
-    return "; ".join(filter(None, [run, ", ".join(results)]))
+    return "; ".join(filter(None, [run, ", ".join(results), _chosen_on(schedule.info.get("preset"))]))
+
+
+def _chosen_on(preset: Any) -> str:
+    """Return in words what a ready-made schedule was measured on; empty where an info does not say."""
+    measured = preset.get("measured") if isinstance(preset, dict) else None
+    beds = measured if isinstance(measured, dict) else {}
+    gains = {name: m["over_fewer_steps_db"] for name, m in beds.items() if isinstance(m, dict) and "over_fewer_steps_db" in m}
+    if not gains or not all(map(_is_number, gains.values())):
+        return ""
+    found = "; ".join(f"{name}: {gain:+.1f} dB" for name, gain in gains.items())
+    return f"{preset.get('steps')} steps measured, against fewer steps; {found}"
 
 
 def size_text(size: Sequence[int]) -> str:

@@ -16,7 +16,9 @@ from ..flexi_core.schedule_file import made_for, to_dict
 from . import folder
 from .sockets import CATEGORY, PAPER, FlexiScheduleType
 
-_KINDS = "F full, P partial (the shallow blocks only), N removed, X extrapolated, f and p like F and P with the last guidance reused"
+_KINDS = (
+    "F full, P partial (the shallow blocks only), N removed, X extrapolated, f and p like F and P with the last guidance reused"
+)
 
 
 class FlexiSchedule(io.ComfyNode):
@@ -33,7 +35,7 @@ class FlexiSchedule(io.ComfyNode):
             inputs=[
                 io.String.Input(
                     "text",
-                    default=str(make_preset("2x", 20)),
+                    default=str(Schedule.parse(make_preset("2x", 20).letters)),
                     multiline=True,
                     dynamic_prompts=False,
                     tooltip=f"One letter for each step: {_KINDS}. | ends a segment, @k sets the depth of its partial steps "
@@ -62,8 +64,8 @@ class FlexiPreset(io.ComfyNode):
             node_id="FlexiPreset",
             display_name="Flexi Preset",
             category=CATEGORY,
-            description="A ready schedule for any number of steps. 2x, 3x and 5x compute a half, a third or a fifth of "
-            f"the steps, the first ones together, and extrapolate the others ({PAPER}); deepcache computes every third "
+            description="A ready schedule for any number of steps. 1.5x to 5x compute two thirds to a fifth of the steps "
+            f"and extrapolate the others ({PAPER}); the node says what they were measured on. deepcache computes every third "
             "step in full and the others with the shallow blocks (DeepCache, Ma et al., 2023); all-full is plain sampling.",
             inputs=[
                 io.Combo.Input(
@@ -86,7 +88,7 @@ class FlexiPreset(io.ComfyNode):
 
     @classmethod
     def execute(cls, preset: str, steps: int) -> io.NodeOutput:
-        return _with_strip(make_preset(preset, steps))
+        return _with_words(make_preset(preset, steps))
 
 
 class FlexiLoadSchedule(io.ComfyNode):
@@ -121,9 +123,7 @@ class FlexiLoadSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        schedule = load_schedule(folder.find(file))
-        out = _with_strip(schedule)
-        return io.NodeOutput(schedule, ui=out.ui | ui.PreviewText(made_for(schedule)).as_dict())
+        return _with_words(load_schedule(folder.find(file)))
 
 
 class FlexiSaveSchedule(io.ComfyNode):
@@ -169,6 +169,11 @@ class FlexiSaveSchedule(io.ComfyNode):
 def _with_strip(schedule: Schedule) -> io.NodeOutput:
     """Return the schedule, and its letters for the strip that the page draws in the node."""
     return io.NodeOutput(schedule, ui={"flexi_steps": (schedule.letters,)})
+
+
+def _with_words(schedule: Schedule) -> io.NodeOutput:
+    """Return the schedule with its strip, and what it was made for and measured on, which the page writes under it."""
+    return io.NodeOutput(schedule, ui=_with_strip(schedule).ui | ui.PreviewText(made_for(schedule)).as_dict())
 
 
 def _valid(check: Callable[[], Any]) -> bool | str:

@@ -16,32 +16,39 @@ def test_a_preset_has_one_step_for_each_of_the_run_and_opens_in_full(name):
         assert schedule.letters.startswith("F")
 
 
-@pytest.mark.parametrize(("name", "speedup"), [("2x", 2), ("3x", 3), ("5x", 5)])
+SPEEDUPS = [("1.5x", 1.5), ("2x", 2), ("3x", 3), ("5x", 5)]
+
+
+@pytest.mark.parametrize(("name", "speedup"), SPEEDUPS)
 def test_a_speedup_preset_costs_its_share_to_half_a_step(name, speedup):
     for steps in STEPS:
         full = preset(name, steps).letters.count("F")
         assert abs(full - steps / speedup) <= 0.5 or (full == 1 and steps < speedup)
 
 
-@pytest.mark.parametrize(("name", "speedup"), [("2x", 2), ("3x", 3), ("5x", 5)])
-def test_the_first_full_steps_stand_together_and_the_rest_evenly(name, speedup):
+@pytest.mark.parametrize(("name", "speedup"), SPEEDUPS)
+def test_a_speedup_preset_says_what_it_was_measured_on(name, speedup):
+    for steps in (20, 25, 30, 50, 28):
+        said = preset(name, steps).info["preset"]
+        assert said["name"] == name and abs(said["steps"] - steps) <= 3
+        assert all(measured["samples"] >= 8 and measured["psnr_db"] > 10 for measured in said["measured"].values())
+        assert len(said["measured"]) == 4
+
+
+@pytest.mark.parametrize(("name", "speedup"), SPEEDUPS)
+def test_nulls_of_the_speedup_presets_are_extrapolated(name, speedup):
+    assert all(set(preset(name, steps).letters) == {"F", "X"} for steps in (7, 20, 30, 333))
+
+
+def test_segments_of_a_speedup_have_their_first_full_steps_together_and_the_rest_evenly():
     for steps in (20, 25, 50, 100):
-        letters = preset(name, steps).letters
-        full = letters.count("F")
-        head = len(letters) - len(letters.lstrip("F"))
-        assert head >= round(0.3 * full)
-        gaps = [len(gap) for gap in letters[head:].split("F")]
-        assert max(gaps) - min(gaps[:-1]) <= 1
-        assert gaps[-1] <= max(gaps)
-
-
-@pytest.mark.parametrize("name", ["2x", "3x", "5x"])
-def test_the_last_step_of_a_speedup_preset_is_full(name):
-    assert all(preset(name, steps).letters.endswith("F") for steps in (20, 25, 50, 1000))
-
-
-def test_nulls_of_the_speedup_presets_are_extrapolated():
-    assert all(set(preset(name, 30).letters) == {"F", "X"} for name in ("2x", "3x", "5x"))
+        for speedup in (2, 3, 5):
+            letters = segments_for_speedup(steps, speedup).letters
+            full = letters.count("F")
+            head = len(letters) - len(letters.lstrip("F"))
+            assert head >= round(0.3 * full)
+            gaps = [len(gap) for gap in letters[head:].split("F")]
+            assert max(gaps) - min(gaps[:-1]) <= 1 and gaps[-1] <= max(gaps)
 
 
 def test_deepcache_is_one_full_step_then_partial_ones():
@@ -49,6 +56,7 @@ def test_deepcache_is_one_full_step_then_partial_ones():
     assert schedule.letters == "FPPFPPFP"
     assert {segment.depth for segment in schedule.segments} == {3}
     assert str(deepcache(10, interval=5, depth=1)) == "2*(FPPPP@1)"
+    assert str(deepcache(10, interval=5, depth=1, forecast=1)) == "2*(FPPPP@1^1)"
     assert deepcache(4, interval=1) == all_full(4)
 
 
@@ -71,7 +79,7 @@ def test_uniform_spreads_its_full_steps_evenly():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: preset("4x", 20), "unknown preset '4x'; known: 2x, 3x, 5x, deepcache, all-full"),
+        (lambda: preset("4x", 20), "unknown preset '4x'; known: 1.5x, 2x, 3x, 5x, deepcache, all-full"),
         (lambda: preset("2x", 0), "a run has 0 steps; presets are for 1 to 10000"),
         (lambda: preset("deepcache", -1), "a run has -1 steps"),
         (lambda: preset("all-full", 10_001), "a run has 10001 steps"),
