@@ -4,6 +4,7 @@ import pytest
 
 from flexi_core import ScheduleError, StepKind
 from flexi_core.presets import PRESETS, all_full, deepcache, from_kinds, preset, segments_for_speedup, uniform
+from flexi_core.schedule_file import made_for
 
 STEPS = [*range(1, 61), 100, 999, 1000, 10_000]
 
@@ -102,3 +103,16 @@ def test_what_no_run_can_have_is_refused(make, message):
 def test_any_number_of_full_steps_can_be_asked_for(steps):
     for full in range(1, steps + 1):
         assert segments_for_speedup(steps, steps / full).letters.count("F") == full
+
+
+def test_what_a_preset_was_measured_on_is_said_in_words():
+    said = made_for(preset("3x", 28))
+    assert said.startswith("30 steps measured, against fewer steps; embedded, euler: +")
+    assert said.count(" dB") == 4
+
+
+@pytest.mark.parametrize(
+    "odd", ["x", {"measured": 3}, {"measured": {"a": 1}}, {"measured": {"a": {"over_fewer_steps_db": "x"}}}]
+)
+def test_an_odd_preset_entry_of_a_file_says_nothing(odd):
+    assert made_for(all_full(3).with_info(preset=odd)) == ""
