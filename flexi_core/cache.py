@@ -70,6 +70,9 @@ class FeatureCache:
                 self._entries[key] = earlier[-older:]
             self._refused.pop(key, None)
         size = sum(value.nbytes for value in feature.values() if value is not None)
+        if self.held_bytes + size > self._policy.limit_bytes:
+            for key in keys:  # a held feature rather than none
+                self._entries.pop(key, None)
         held = self.held_bytes
         if held + size > self._policy.limit_bytes:
             reason = (
@@ -113,18 +116,9 @@ class FeatureCache:
         if any(not entries or entries[-1].segment != segment or entries[-1].depth != depth for entries in kept):
             reasons = (self._refused[key] for key in keys if key in self._refused)
             return None, next(reasons, "no deep feature kept for this conditioning, shape and segment")
-        count = min(order + 1, *(len(entries) for entries in kept))
-        features = []
-        for at in range(-count, 0):
-            of_chunks = [entries[at].feature for entries in kept]
-            features.append({name: _joined([feature[name] for feature in of_chunks], device) for name in of_chunks[0]})
-        if count == 1:
-            return features[0], ""
-        places = [entry.place for entry in kept[0][-count:]]
-        if not all(_alike(feature, features[-1]) for feature in features):
-            return features[-1], ""
-        weights = lagrange(places, place)
-        return {name: _combined([feature[name] for feature in features], weights) for name in features[-1]}, ""
+        # Each chunk by itself: behind steps of the conditional half alone, the halves have features of other steps.
+        features = [_forecast(entries[-order - 1 :], place) for entries in kept]
+        return {name: _joined([feature[name] for feature in features], device) for name in features[0]}, ""
 
     def clear(self) -> None:
         """Drop everything."""
@@ -150,14 +144,14 @@ def _joined(parts: list[torch.Tensor | None], device: torch.device) -> torch.Ten
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(device)
 
 
-def _alike(feature: Feature, other: Feature) -> bool:
-    """Return whether two features have the same parts of the same sizes."""
-    shapes = ({name: value is not None and value.shape for name, value in f.items()} for f in (feature, other))
-    return next(shapes) == next(shapes)
-
-
 @outside_graphs
-def _combined(parts: list[torch.Tensor | None], weights: Sequence[float]) -> torch.Tensor | None:
-    if parts[0] is None:
-        return None
-    return sum(part * weight for part, weight in zip(parts, weights, strict=True)).to(parts[-1].dtype)
+def _forecast(entries: Sequence[_Entry], place: float) -> Feature:
+    """Return the feature of one chunk at a place, extrapolated from those kept; the last one where their sizes differ."""
+    last = entries[-1].feature
+    shapes = [{name: None if part is None else part.shape for name, part in entry.feature.items()} for entry in entries]
+    if len(entries) == 1 or any(shape != shapes[-1] for shape in shapes):
+        return last
+    weights = lagrange([entry.place for entry in entries], place)
+    parts = {name: [entry.feature[name] for entry in entries] for name, value in last.items() if value is not None}
+    forecast = {name: sum(w * part for w, part in zip(weights, each, strict=True)) for name, each in parts.items()}
+    return {name: None if value is None else forecast[name].to(value.dtype) for name, value in last.items()}

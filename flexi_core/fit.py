@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import torch
 
@@ -127,11 +126,14 @@ class BlendFit:
         # The equations of the runs before, and with those of this one, by the stretch's first step.
         self._sums: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._blends: dict[int, tuple[float, ...]] = {}
+        self._blends: dict[int, tuple[float, ...] | None] = {}
+        self._whole = _whole_stretches(plan)
+        self._teacher: Trajectory | None = None
 
     def begin(self, teacher: Trajectory) -> None:
         """Begin a run beside the teacher's; what the run before it found stays."""
-        self._sums |= self._own
+        if teacher is not self._teacher:  # else it is the same run again, which was broken off
+            self._sums |= self._own
         self._teacher = teacher
 
     def see(self, index: int, x: torch.Tensor, derivative: torch.Tensor) -> None:
@@ -140,8 +142,11 @@ class BlendFit:
             self._start, self._applied, self._own = _exact(x), {}, {}
         self._applied[index] = _exact(derivative)
 
-    def blend(self, index: int, history: DerivativeHistory) -> tuple[float, ...]:
+    def blend(self, index: int, history: DerivativeHistory) -> tuple[float, ...] | None:
         """Return the blend of an extrapolated step, fitted when its stretch begins.
+
+        None where the segment has other null steps between its stretches, or the factors are far from any sense: there the
+        schedule's own extrapolation stays.
 
         Args:
             index: of the step.
@@ -151,7 +156,9 @@ class BlendFit:
         while self._plan.steps[first - 1].kind is StepKind.EXTRAPOLATED:
             first -= 1
         if first == index:
-            self._blends[first] = self._fitted(first, history)
+            fitted = self._fitted(first, history) if first in self._whole else None
+            usable = fitted is not None and all(abs(factor) < _LARGEST for factor in fitted)
+            self._blends[first] = fitted if usable else None
         return self._blends[first]
 
     def _fitted(self, first: int, history: DerivativeHistory) -> tuple[float, ...]:
@@ -183,16 +190,22 @@ class BlendFit:
         return tuple(round(float(factor), _DIGITS) for factor in solved)
 
     def schedule(self, schedule: Schedule) -> Schedule:
-        """Return the schedule with the blends that were fitted; a factor far from any sense leaves its segment as it was."""
+        """Return the schedule with the blends that were fitted."""
         segments, at = [], 0
         for segment in schedule.segments:
-            runs = [len(list(same)) for kind, same in groupby(segment.kinds) if kind is StepKind.EXTRAPOLATED]
-            first = at + next((i for i, kind in enumerate(segment.kinds) if kind is StepKind.EXTRAPOLATED), 0)
-            blend = self._blends.get(first)
-            usable = len(runs) == 1 and blend is not None and all(abs(factor) < _LARGEST for factor in blend)
-            segments.append(replace(segment, blend=blend) if usable else segment)
+            blend = next((b for i in range(at, at + len(segment)) if (b := self._blends.get(i))), None)
+            segments.append(replace(segment, blend=blend) if blend else segment)
             at += len(segment)
         return replace(schedule, segments=tuple(segments))
+
+
+def _whole_stretches(plan: Plan) -> set[int]:
+    """Return the first steps of the stretches that are all of their segment's extrapolated steps."""
+    firsts: dict[int, list[int]] = {}
+    for i, step in enumerate(plan.steps):
+        if step.kind is StepKind.EXTRAPOLATED and plan.steps[i - 1].kind is not StepKind.EXTRAPOLATED:
+            firsts.setdefault(step.segment, []).append(i)
+    return {stretches[0] for stretches in firsts.values() if len(stretches) == 1}
 
 
 _NOT_COMPUTED = (StepKind.EXTRAPOLATED, StepKind.NULL)

@@ -18,7 +18,9 @@ from .schedule import DEFAULT_DEPTH, MAX_STEPS, Schedule, Segment, StepKind
 MAX_TEXT = 100_000  # characters
 _MAX_NESTING = 8
 _LETTERS = "FPNXfp"
-_TOKEN = re.compile(r"\s*(?:(-?\d*\.\d+(?:e-?\d+)?|-\d+)|(\d+)|([A-Za-z]+)|([|@*();=,~^])|(\S))")
+_TOKEN = re.compile(
+    r"\s*(?:(-?(?:\d{1,20}\.?\d{0,20}|\.\d{1,20})e-?\d{1,3}|-?\d*\.\d+|-\d+)|(\d+)|([A-Za-z]+)|([|@*();=,~^])|(\S))"
+)
 
 
 def parse(text: str) -> Schedule:

@@ -16,19 +16,25 @@ class GuidanceHistory:
     """The guidance difference of the last evaluation that ran both halves, for each context window."""
 
     def __init__(self) -> None:
-        self._differences: dict[Hashable, torch.Tensor] = {}
+        self._differences: dict[Hashable, tuple[int, torch.Tensor]] = {}
+        self._last = -1
 
-    def keep(self, sigma: float, conditional: torch.Tensor, unconditional: torch.Tensor, window: Hashable = ()) -> None:
-        """Keep the difference of two denoised latents [B, ...] at a noise level, in the derivative."""
-        self._differences[window] = (unconditional - conditional) / sigma
+    def keep(
+        self, step: int, sigma: float, conditional: torch.Tensor, unconditional: torch.Tensor, window: Hashable = ()
+    ) -> None:
+        """Keep the difference of two denoised latents [B, ...] of a step at a noise level, in the derivative."""
+        self._differences[window] = step, (unconditional - conditional) / sigma
+        self._last = step
 
     def why_not(self, x: torch.Tensor, window: Hashable = ()) -> str:
         """Return in words why the guidance of latents like x [B, ...] cannot be reused; empty where it can."""
-        if window not in self._differences:
+        step, difference = self._differences.get(window, (-1, None))
+        if difference is None:
             return "no step before it ran with and without the prompt"
-        same = self._differences[window].shape == x.shape
-        return "" if same else "the latent has another size than where its guidance was computed"
+        if step != self._last:
+            return "the last step with both halves had other context windows"
+        return "" if difference.shape == x.shape else "the latent has another size than where its guidance was computed"
 
     def unconditional(self, sigma: float, conditional: torch.Tensor, window: Hashable = ()) -> torch.Tensor:
         """Return the denoised latent without the prompt that the kept difference gives, beside one with it [B, ...]."""
-        return conditional + sigma * self._differences[window]
+        return conditional + sigma * self._differences[window][1]

@@ -345,10 +345,10 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     if depth is not None and block_count(model.diffusion_model) is not None:
         views: dict[int, ShallowControl] = {}  # conditionings that share a control net still share it
         conds = [cond and [_with_shallow_control(entry, depth, views) for entry in cond] for cond in conds]
-    if len(conds) < 2 or any(cond is None for cond in conds):
-        return executor(model, conds, x_in, timestep, model_options)
-    if len(conds) > 2:
-        run.guides_itself(sigma, f"the guider has {len(conds)} conditionings, not a positive and a negative one")
+    if len(conds) != 2 or any(cond is None for cond in conds):
+        if len(conds) > 1:
+            unguided = "the run is not guided" if len(conds) == 2 else f"the guider has {len(conds)} conditionings, not two"
+            run.guides_itself(sigma, unguided)
         return executor(model, conds, x_in, timestep, model_options)
 
     def halves(both: bool):

@@ -165,7 +165,7 @@ class Run:
                 return conditional, self._guidance.unconditional(sigma, conditional, window)
             self._fall_back(index, f"the guidance cannot be reused: {reason}")
         conditional, unconditional = halves(True)
-        self._guidance.keep(sigma, conditional, unconditional, window)
+        self._guidance.keep(index, sigma, conditional, unconditional, window)
         return conditional, unconditional
 
     def guides_itself(self, sigma: float, reason: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import replace
 
 import optuna
@@ -9,8 +11,10 @@ import optuna
 from .backend import Backend, SampleProgress
 from .sensitivity import Sensitivities, measure_sensitivities
 from .space import Space
+from .storage import storage_errors
 
 _SENSITIVITIES = "flexi:sensitivities"  # of the study
+_SECONDS = "flexi:sensitivity_seconds"
 _FRONT = (1.0, 0.75, 0.55, 0.4, 0.3, 0.2)  # shares of the budget for which a front is given guesses
 _LEAST_STEPS = 8  # in shorter runs there is nothing between the places that are measured
 
@@ -36,11 +40,22 @@ def with_guesses(
     known = study.user_attrs.get(_SENSITIVITIES)
     if known is None:
         kinds = ("X", "f") if space.reuse_guidance else ("X",)
-        known = measure_sensitivities(backend, kinds, progress=progress).as_dict()
-        study.set_user_attr(_SENSITIVITIES, known)
+        began = time.monotonic()
+        measured = measure_sensitivities(backend, kinds, progress=progress).as_dict()
+        with storage_errors(f"the study {study.study_name!r} cannot keep its sensitivities"):
+            study.set_user_attr(_SENSITIVITIES, measured)
+            study.set_user_attr(_SECONDS, time.monotonic() - began)
+            known = study.user_attrs[_SENSITIVITIES]  # the same for all workers
     sensitivities = Sensitivities.from_dict(known)
+    if not all(math.isfinite(stretch.error) for stretch in sensitivities.stretches):
+        return space  # a run that diverges tells nothing of its neighbours
     if not space.front:
         return replace(space, guesses=tuple(sensitivities.plan(space, count)))
     shares = [share for share in _FRONT if space.budget * share >= 2]
     cheaper = [replace(space, speedup=space.speedup / share, front=False) for share in shares]
     return replace(space, guesses=tuple(guess for each in cheaper for guess in sensitivities.plan(each, max(1, count // 3))))
+
+
+def measuring_seconds(study: optuna.Study) -> float:
+    """Return the time that measuring took."""
+    return study.user_attrs.get(_SECONDS, 0.0)

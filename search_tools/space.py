@@ -237,6 +237,7 @@ class Space:
         """
         count, family, order = genes["segments"], genes["family"], genes["order"]
         if family != "free":
+            count = min(count, self.full_steps)  # steps that reuse guidance leave room for more segments
             pairs = [(genes[f"interval_{i}"], genes[f"branch_{i}"]) for i in range(count)]
             return self._equal_segments(pairs, _null_of(family), order, np.random.default_rng(0))
         ends = np.cumsum([genes[f"length_{i}"] for i in range(count)])

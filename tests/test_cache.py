@@ -301,3 +301,19 @@ def test_an_evaluation_again_in_a_segment_takes_the_place_of_its_feature():
         cache.store(["cond"], {"deep": torch.full((1, 1), place)}, segment, 2, place, older=1)
     recalled, _ = cache.recall(["cond"], 1, 2, torch.device("cpu"), 6.0, order=1)
     torch.testing.assert_close(recalled["deep"], torch.full((1, 1), 6.0))
+
+
+def test_a_forecast_weighs_each_half_by_its_own_full_steps():
+    cache, cpu = FeatureCache(CachePolicy()), torch.device("cpu")
+    for segment, place, keys in ((0, 0.0, ["uncond", "cond"]), (1, 4.0, ["cond"]), (2, 8.0, ["uncond", "cond"])):
+        cache.store(keys, {"deep": torch.full((len(keys), 1), place)}, segment, 2, place, older=1)
+    recalled, _ = cache.recall(["uncond", "cond"], 2, 2, cpu, 9.0, order=1)
+    torch.testing.assert_close(recalled["deep"], torch.full((2, 1), 9.0))
+
+
+def test_older_features_give_way_to_a_new_one_under_a_limit():
+    cache = FeatureCache(CachePolicy(limit_bytes=6))
+    for segment in range(3):
+        cache.store(["cond"], {"deep": torch.full((1, 1), float(segment))}, segment, 2, float(segment), older=1)
+        recalled, reason = cache.recall(["cond"], segment, 2, torch.device("cpu"), segment + 0.5, order=1)
+        assert reason == "" and recalled["deep"].item() == segment

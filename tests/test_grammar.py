@@ -69,6 +69,7 @@ def test_the_default_order_is_not_printed():
         ("FX~", "expected a factor of a blend such as 0.98, found 'the end'"),
         ("FX~1,x", "expected a factor of a blend such as 0.98, found 'x'"),
         ("FX~1,1,1,1,1", "a blend has 5 factors; it is 1 to 4"),
+        ("FX~1e5", "factors are -100 to 100"),
         ("FX~101", "factors are -100 to 100"),
         ("FPQ", "at character 3: unknown step 'Q'; steps are F"),
         ("FN@2", "'FN' has depth 2 and no partial step P to run at it; leave out @2"),
@@ -217,3 +218,9 @@ def test_what_a_file_says_takes_no_part_in_equality():
 @pytest.mark.parametrize(("text", "expected"), [("FFF", True), ("3*(F)", True), ("FX", False), ("FP@1", False), ("FN", False)])
 def test_all_full_is_known(text, expected):
     assert Schedule.parse(text).is_all_full is expected
+
+
+@pytest.mark.parametrize("factor", [1e-05, -3.0000000000000004, 0.1, 99.99999999999999, 5e-324])
+def test_a_blend_of_any_factor_round_trips(factor):
+    schedule = Schedule((Segment((StepKind.FULL, StepKind.EXTRAPOLATED), blend=(1.0, factor)),))
+    assert Schedule.parse(str(schedule)) == schedule

@@ -93,3 +93,11 @@ def test_annealing_takes_worse_schedules_while_it_is_warm_and_none_at_the_end():
 def test_settings_refuse_a_strategy_that_is_not_known():
     with pytest.raises(FlexiError, match="known: evolution, annealing"):
         SearchSettings({}, {}, {}, 2.0, strategy="gradient")
+
+
+@pytest.mark.parametrize("strategy", ["tpe", "nsga2", "evolution"])
+def test_a_space_with_reused_guidance_is_searched_by_every_kind_of_strategy(strategy):
+    space = Space(20, 5.0, COST, front=strategy == "nsga2", reuse_guidance=True)
+    texts = _texts(_search(strategy, TRIALS, space=space))
+    assert any("f" in text for text in texts)
+    assert all(space.spent(Schedule.parse(text)) <= space.budget for text in texts)

@@ -156,6 +156,7 @@ def sample(
 
         def compute() -> torch.Tensor:
             if not guided:
+                run.guides_itself(float(sigma), "the run is not guided")
                 return halves(False)[0]
             with_, without = run.guide(x, float(sigma), halves)
             return without + (with_ - without) * cfg

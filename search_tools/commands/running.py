@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from math import isfinite
 from typing import Any
 
@@ -14,7 +13,7 @@ from flexi_core.replay import PredictionStore
 from .. import console
 from ..backend import Backend
 from ..fitness import Fitness
-from ..guesses import with_guesses
+from ..guesses import measuring_seconds, with_guesses
 from ..heartbeat import GRACE, Heartbeat
 from ..lock import study_lock
 from ..settings import SearchSettings
@@ -61,7 +60,6 @@ def run(
 
 
 def _run(study: Study, backend: Backend, settings: SearchSettings, **how: Any) -> tuple[Space, SearchResult]:
-    began = time.monotonic()
     with console.progress_bar("samples") as bar:
         space = with_guesses(
             study,
@@ -70,7 +68,6 @@ def _run(study: Study, backend: Backend, settings: SearchSettings, **how: Any) -
             settings.guesses,
             lambda done, total: bar("sensitivities", done, total),
         )
-        measured = time.monotonic() - began
         fitness = Fitness(
             backend,
             settings.stages,
@@ -91,6 +88,6 @@ def _run(study: Study, backend: Backend, settings: SearchSettings, **how: Any) -
             progress.update(task, completed=done, left=left, description=f"search: {state.finished} candidates, best {best}")
 
         if how["minutes"] is not None:  # what was measured counts too; one candidate is evaluated in any case
-            how["minutes"] = max(how["minutes"] - measured / 60, 1e-6)
+            how["minutes"] = max(how["minutes"] - measuring_seconds(study) / 60, 1e-6)
         result = run_search(study, space, fitness, on_progress=on_progress, **how)
     return space, result

@@ -110,6 +110,8 @@ def search(
         raise FlexiError(f"{out} is a folder; give --out the name of a file")
     host = HostChoice(comfyui, workflow, node, prompts, base_directory, checkpoint, prompt, negative, clip_vision)
     backend = open_chosen_backend(sampler, scheduler, steps, cfg, unet=unet, size=size, host=host)
+    if reuse_guidance and backend.settings.cfg == 1:
+        raise FlexiError("--reuse-guidance is for guided runs; this one has cfg 1 and nothing to reuse")
     out = out or default_out(backend, speedup)
     families = FAMILIES if space is SpaceChoice.all else (space.value,)
     wanted = SearchSettings.of(

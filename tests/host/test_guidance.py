@@ -60,4 +60,4 @@ def test_a_guider_of_three_conditionings_runs_such_steps_in_full_and_says_so(hos
     model, handle = apply(demo_model, REUSED)
     reused, full = sample(model), sample(apply(demo_model, REUSED.upper())[0])
     assert torch.equal(reused, full)
-    assert "has 3 conditionings" in str(handle.report)
+    assert "has 3 conditionings, not two" in str(handle.report)
