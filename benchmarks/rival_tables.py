@@ -15,7 +15,7 @@ from rival_runs import DEEPCACHE, SAME_SOLVER
 from flexi_core.files import replace_file
 from search_tools.measures import Measure
 
-OURS = ("ours, paper's space", "ours, wider space", "ours, wider space, guidance reused")
+OURS = ("ours, paper's space", "ours, wider space")
 TEACHER, CONVERGED = "teacher", "converged solution"
 MEASURED = ("psnr_db", "ssim", "rfid", "fid", "caption_accuracy")
 ACCEPTED = 0.01  # of caption accuracy below the teacher's: what people would accept
@@ -225,7 +225,7 @@ def _draw(path: Path, beds: Sequence[Testbed], measure: str, label: str) -> None
             if not rows:
                 continue
             ours = family in OURS
-            colour = ("silver", "dimgray", "black")[OURS.index(family)] if ours else f"C{number % 10}"
+            colour = ("gray", "black")[OURS.index(family)] if ours else f"C{number % 10}"
             points = [(row.speedup_time, row.value(measure)) for row in rows]
             good = [point for point, row in zip(points, rows, strict=True) if bed.accepts(row)]
             how = {"marker": "*" if ours else "os"[number // 10], "s": 90 if ours else 16, "zorder": 3 if ours else 2}

@@ -59,10 +59,9 @@ BEDS = {
 }
 MASKS = "null steps only, annealing"
 SEARCHES: dict[str, dict[str, Any]] = {
-    OURS[0]: {"families": ("paper",)},
+    OURS[0]: {"families": ("paper",), "move": False},
     OURS[1]: {"families": FAMILIES},
-    OURS[2]: {"families": FAMILIES, "reuse_guidance": True},
-    MASKS: {"families": ("free",), "strategy": "annealing", "fit": False},
+    MASKS: {"families": ("free",), "strategy": "annealing", "fit": False, "move": False},
 }
 ALMOST_ALL = (1.05, 1.1, 1.25)  # of the same solver besides: next to the teacher's quality its front must not be a step
 BETWEEN = 6  # rivals timed between two runs of the teacher

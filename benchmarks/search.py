@@ -96,7 +96,7 @@ class Bench:
     def search(self, strategy: str, seed: int, reuse: bool = True, stopping: bool = True) -> Searched:
         """Return a search of this strategy and seed, run or read from its study."""
         name = f"{strategy}, seed {seed}{'' if reuse else ', no reuse'}{'' if stopping else ', no stopping'}"
-        how = {"strategy": strategy, "seed": seed, "finalists": 0, "fit": self._fit}
+        how = {"strategy": strategy, "seed": seed, "finalists": 0, "fit": self._fit, "move": False}
         wanted = SearchSettings.of(self._backend, SPEEDUP, self._samples, **how)
         study = open_study(self._storage, name, wanted)
         stages = wanted.stages if stopping else wanted.stages[-1:]

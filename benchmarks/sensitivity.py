@@ -120,7 +120,7 @@ class Bench:
 
     def search(self, evaluations: int, folder: Path) -> Errors:
         """Return the candidates of an evolution from the space's own seeds, in order."""
-        settings = SearchSettings.of(self.backend, self.speedup, self.samples, finalists=0)
+        settings = SearchSettings.of(self.backend, self.speedup, self.samples, finalists=0, move=False)
         study = open_study(f"sqlite:///{folder / 'sensitivity.db'}", f"{self.name}, {self.samples} samples", settings)
         fitness = Fitness(self.backend, (self.samples,), predictions=PredictionStore())
 

@@ -17,6 +17,7 @@ import tempfile
 import time
 import uuid
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +38,7 @@ STEPS, SPEEDUP = 50, 5.0
 # The embedded model's: partial steps of depth 1 to 3 cost 8, 22 and 38 % of a full one.
 COST = NetworkCost(1000.0, {("input", 0): 80.0, ("input", 1): 140.0, ("input", 2): 160.0, ("input", 3): 620.0,
                             **{("output", i): 0.0 for i in range(4)}})  # fmt: skip
-SETTINGS = SearchSettings({"kind": "stub"}, {"steps": STEPS}, {}, SPEEDUP, finalists=0)
+SETTINGS = SearchSettings({"kind": "stub"}, {"steps": STEPS}, {}, SPEEDUP, finalists=0, move=False)
 
 
 class StubFitness:
@@ -49,9 +50,10 @@ class StubFitness:
     def __init__(self, seconds: float) -> None:
         self._seconds, self.count = seconds, 0
 
-    def sample(self, schedule: Schedule, count: int, latents: Schedule | None = None) -> Schedule:
-        time.sleep(self._seconds / len(self.stages))
-        return schedule
+    def staged(self, schedule: Schedule) -> Iterator[tuple[Schedule, float]]:
+        for _ in self.stages:
+            time.sleep(self._seconds / len(self.stages))
+            yield schedule, self.error(schedule)
 
     def fitted(self, schedule: Schedule) -> Schedule:
         return schedule

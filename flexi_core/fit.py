@@ -56,6 +56,31 @@ def linear_response(solve: Solver, sigmas: torch.Tensor) -> torch.Tensor | None:
     return response if torch.allclose(both[:, 0], expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max())) else None
 
 
+def response_at(solve: Solver, sigmas: torch.Tensor, response: torch.Tensor, levels: torch.Tensor) -> torch.Tensor | None:
+    """Return how a solver's states at other noise levels than its own follow from its start and its derivatives.
+
+    The solver gets to a level between two of its own by a step that ends there, and goes on from where it was.
+
+    Args:
+        solve: the solver.
+        sigmas: its noise levels [n + 1].
+        response: on these.
+        levels: noise levels [n + 1] with the same ends.
+
+    Returns:
+        coefficients [n + 1, n + 1], row i of the state at levels[i]; None where the solver has no response on such a grid.
+    """
+    rows = response.clone()
+    for i in (levels != sigmas).nonzero().flatten().tolist():
+        before = sigmas[sigmas > levels[i]]
+        short = linear_response(solve, torch.cat([before, levels[i : i + 1], sigmas[-1:]]))
+        if short is None:
+            return None
+        rows[i] = 0.0
+        rows[i, : len(before) + 1] = short[len(before), : len(before) + 1]
+    return rows
+
+
 def _states(solve: Solver, start: torch.Tensor, derivatives: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor | None:
     """Return the states [n + 1, m] of a run of m numbers from a start [m] with derivatives [n, m] given by step."""
     states: list[torch.Tensor] = []
@@ -84,7 +109,7 @@ class Trajectory:
     derivatives: torch.Tensor
 
     def state(self, response: torch.Tensor, at: int) -> torch.Tensor:
-        """Return the state [B, ...] at a step, or the end, by the solver's response on the run's own grid."""
+        """Return the state [B, ...] at a step, or the end, by the solver's response there."""
         return _combination(response[at], self.start, self.derivatives)
 
 
@@ -116,8 +141,8 @@ class BlendFit:
     of the runs so far and its own. Fitting in one batch is best; runs of single samples come near to it.
 
     Args:
-        plan: of the schedule, on the teacher's own noise levels.
-        full: the solver's response on all of them.
+        plan: of the schedule.
+        full: the teacher's response at all of the plan's noise levels.
         kept: the solver's response on those that the plan keeps.
     """
 

@@ -2,7 +2,7 @@
 
     schedule = group *("|" group) [";" option *("," option)]
     group    = count "*" "(" group *("|" group) ")" | letters ["@" depth ["^" order]] ["~" factor *("," factor)]
-    option   = "order" "=" number
+    option   = "order" "=" number | "sigmas" "=" level *("/" level)
 
 Spaces are free. Segments are letters F, P, N, X, f, p; a run such as FFXX splits before each F, so that `|` may be left out.
 """
@@ -19,7 +19,7 @@ MAX_TEXT = 100_000  # characters
 _MAX_NESTING = 8
 _LETTERS = "FPNXfp"
 _TOKEN = re.compile(
-    r"\s*(?:(-?(?:\d{1,20}\.?\d{0,20}|\.\d{1,20})e-?\d{1,3}|-?\d*\.\d+|-\d+)|(\d+)|([A-Za-z]+)|([|@*();=,~^])|(\S))"
+    r"\s*(?:(-?(?:\d{1,20}\.?\d{0,20}|\.\d{1,20})e-?\d{1,3}|-?\d*\.\d+|-\d+)|(\d+)|([A-Za-z]+)|([|@*();=,~^/])|(\S))"
 )
 
 
@@ -40,14 +40,15 @@ def unparse(schedule: Schedule) -> str:
     for segment, group in groupby(schedule.segments):
         text = segment.letters + (f"@{segment.depth}" if segment.depth is not None else "")
         text += f"^{segment.forecast}" if segment.forecast else ""
-        text += "" if segment.blend is None else "~" + ",".join(map(_factor, segment.blend))
+        text += "" if segment.blend is None else "~" + ",".join(map(_decimal, segment.blend))
         count = len(list(group))
         parts.append(text if count == 1 else f"{count}*({text})")
-    options = "" if schedule.order == 1 else f"; order={schedule.order}"
-    return "|".join(parts) + options
+    options = [] if schedule.order == 1 else [f"order={schedule.order}"]
+    options += [] if schedule.sigmas is None else ["sigmas=" + "/".join(map(_decimal, schedule.sigmas))]
+    return "|".join(parts) + ("; " + ", ".join(options) if options else "")
 
 
-def _factor(value: float) -> str:
+def _decimal(value: float) -> str:
     return repr(float(value)).removesuffix(".0")
 
 
@@ -62,19 +63,22 @@ class _Parser:
 
     def schedule(self) -> Schedule:
         segments = self.groups(nesting=0)
-        order = 1
+        order, sigmas = 1, None
         if self.take(";"):
             while self.peek():
                 name = self.next("an option such as order=2")
-                if name != "order":
-                    raise self.error(f"unknown option {name!r}; known: order")
+                if name not in ("order", "sigmas"):
+                    raise self.error(f"unknown option {name!r}; known: order, sigmas")
                 self.expect("=")
-                order = self.number("the extrapolation order")
+                if name == "order":
+                    order = self.number("the extrapolation order")
+                else:
+                    sigmas = self.decimals("/", "a noise level such as 14.6")
                 if not self.take(","):
                     break
         if self.peek():
             raise self.error(f"unexpected {self.peek()!r}; segments are joined by |")
-        return Schedule(tuple(segments), order)
+        return Schedule(tuple(segments), order, sigmas)
 
     def groups(self, nesting: int) -> list[Segment]:
         segments = self.group(nesting)
@@ -116,7 +120,7 @@ class _Parser:
         if depth is not None and not set(letters) & set("Pp"):
             raise self.error(f"{letters!r} has depth {depth} and no partial step P to run at it; leave out @{depth}")
         forecast = self.number("a forecast order") if depth is not None and self.take("^") else 0
-        blend = self.factors() if self.take("~") else None
+        blend = self.decimals(",", "a factor of a blend such as 0.98") if self.take("~") else None
         if blend is not None and "X" not in letters:
             raise self.error(f"{letters!r} has a blend and no extrapolated step X; leave out the ~")
         segments = []
@@ -127,20 +131,21 @@ class _Parser:
             segments.append(Segment(kinds, own, blend if "X" in part else None, forecast if partial else 0))
         return segments
 
-    def factors(self) -> tuple[float, ...]:
-        found = [self.factor()]
-        while self.take(","):
-            found.append(self.factor())
+    def decimals(self, between: str, what: str) -> tuple[float, ...]:
+        found = [self.decimal(what)]
+        while self.take(between):
+            self.bound(len(found) - 1)
+            found.append(self.decimal(what))
         return tuple(found)
 
-    def factor(self) -> float:
+    def decimal(self, what: str) -> float:
         token = self.peek()
         try:
             value = float(token) if len(token) <= 30 else None
         except ValueError:
             value = None
         if value is None or not token[-1].isdigit():
-            raise self.error(f"expected a factor of a blend such as 0.98, found {token[:20] or 'the end'!r}")
+            raise self.error(f"expected {what}, found {token[:20] or 'the end'!r}")
         self.at += 1
         return value
 

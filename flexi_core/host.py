@@ -30,7 +30,7 @@ from .extrapolation import Observer
 from .fingerprint import architecture_fingerprint, weights_fingerprint
 from .fit import Solver
 from .graphs import keep_outside, outside_graphs
-from .plan import Plan, make_plan, same_grid
+from .plan import Plan, between_ends, make_plan, same_grid
 from .replay import Replay
 from .report import RunReport
 from .run import Run
@@ -163,7 +163,7 @@ class _OuterSample:
         post_cfg = len(guider.model_options.get("sampler_post_cfg_function", ()))
         options[KEY] = _HostRun(run, post_cfg)
         try:
-            latent = executor(noise, latent_image, sampler, sigmas[list(plan.kept)], *args, **kwargs)
+            latent = executor(noise, latent_image, sampler, plan.sampled(sigmas), *args, **kwargs)
         finally:
             del options[KEY]
             run.release()
@@ -222,6 +222,8 @@ def _grid_mismatches(schedule: Schedule, sigmas: Sequence[float]) -> list[str]:
         return [f"the schedule has {len(schedule)} steps, the run {len(sigmas) - 1}"]
     if schedule.teacher_sigmas is not None and not same_grid(schedule.teacher_sigmas, sigmas):
         return ["the noise levels (scheduler, denoise or window) differ"]
+    if schedule.sigmas is not None and between_ends(schedule.sigmas, sigmas) is None:
+        return ["the schedule's own noise levels begin or end elsewhere than the run's"]
     return []
 
 

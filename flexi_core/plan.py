@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
+
 from .errors import ScheduleError
 from .schedule import Schedule, Step, StepKind
 
@@ -23,21 +25,28 @@ class Plan:
     """What each step of a run computes.
 
     Args:
-        sigmas: the run's own noise levels [n + 1], descending.
+        sigmas: the run's noise levels [n + 1], descending: its own, or those that the schedule moves them to.
         steps: one for each interval.
         order: of the extrapolation where a step has no blend.
         mapping: in words, how the schedule was laid over the run; empty when it fits as it is.
+        moved: the noise levels are the schedule's.
     """
 
     sigmas: tuple[float, ...]
     steps: tuple[Step, ...]
     order: int
     mapping: str = ""
+    moved: bool = False
 
     @property
     def kept(self) -> tuple[int, ...]:
         """Indices of the sigmas [<= n + 1] that the sampler gets: all but those at which a removed step starts."""
         return (*(i for i, step in enumerate(self.steps) if step.kind is not StepKind.NULL), len(self.steps))
+
+    def sampled(self, sigmas: torch.Tensor) -> torch.Tensor:
+        """Return the noise levels [<= n + 1] that the sampler gets, from the run's own [n + 1]."""
+        levels = sigmas.new_tensor(self.sigmas) if self.moved else sigmas
+        return levels[list(self.kept)]
 
     def step_index(self, sigma: float) -> int:
         """Return the number of the step that runs at a noise level: the last kept one that starts at or above it."""
@@ -84,7 +93,8 @@ def make_plan(schedule: Schedule, sigmas: Sequence[float]) -> Plan:
     """Lay a schedule over a run.
 
     With the teacher's sigma grid in the schedule's file, steps correspond by noise level (nearest in log sigma); without
-    it, by position in the run. The first run step of every segment is full.
+    it, by position in the run. The first run step of every segment is full. The schedule's own noise levels take the place
+    of the run's where they fit it: as many steps, on the teacher's grid where that is known, between the same ends.
 
     Args:
         schedule: of any length.
@@ -100,7 +110,11 @@ def make_plan(schedule: Schedule, sigmas: Sequence[float]) -> Plan:
         raise ScheduleError("the run's sigmas do not fall from step to step; a schedule fits denoising runs only")
     n, steps, grid = len(sigmas) - 1, tuple(schedule.steps()), schedule.teacher_sigmas
     if n == len(steps) and (grid is None or same_grid(grid, sigmas)):
-        return Plan(sigmas, steps, schedule.order)
+        if schedule.sigmas is None:
+            return Plan(sigmas, steps, schedule.order)
+        if (moved := between_ends(schedule.sigmas, sigmas)) is not None:
+            return Plan(moved, steps, schedule.order, moved=True)
+        return Plan(sigmas, steps, schedule.order, "noise levels are left out, the run begins or ends elsewhere")
     if grid is not None:
         logs = [math.log(max(s, 1e-8)) for s in grid[:-1]]
         sources = [min(range(len(logs)), key=lambda i: abs(logs[i] - math.log(max(s, 1e-8)))) for s in sigmas[:-1]]
@@ -108,6 +122,8 @@ def make_plan(schedule: Schedule, sigmas: Sequence[float]) -> Plan:
     else:
         sources = [min(int((j + 0.5) * len(steps) / n), len(steps) - 1) for j in range(n)]
         mapping = f"{len(steps)} steps mapped to {n} by position in the run"
+    if schedule.sigmas is not None:
+        mapping += ", without its own noise levels"
     mapped, previous = [], -1
     for source in sources:
         step = steps[source]
@@ -120,4 +136,15 @@ def make_plan(schedule: Schedule, sigmas: Sequence[float]) -> Plan:
 
 def same_grid(a: Sequence[float], b: Sequence[float]) -> bool:
     """Return whether two sigma grids are one, up to rounding."""
-    return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-6) for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(map(_same_level, a, b))
+
+
+def between_ends(levels: Sequence[float], sigmas: Sequence[float]) -> tuple[float, ...] | None:
+    """Return a schedule's noise levels with the very ends of a run's; None where they do not begin and end alike."""
+    grid = (sigmas[0], *levels[1:-1], sigmas[-1])
+    alike = _same_level(levels[0], sigmas[0]) and _same_level(levels[-1], sigmas[-1])
+    return grid if alike and all(b < a for a, b in pairwise(grid)) else None
+
+
+def _same_level(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6)

@@ -55,7 +55,9 @@ class RunReport:
         self.cache_mib = 0.0
         self._run = run
         if run is not None:
-            self.notes = (*((f"The schedule's {run.plan.mapping}.",) if run.plan.mapping else ()), *self.notes)
+            plan = run.plan
+            laid = f"The schedule's {plan.mapping}." if plan.mapping else _MOVED if plan.moved else ""
+            self.notes = (*((laid,) if laid else ()), *self.notes)
             self.steps = tuple(_step_report(run, i) for i in range(len(run.plan.steps)))
             self.cache_mib = run.cache.most_bytes / 2**20
 
@@ -151,6 +153,9 @@ class RunReport:
 
     def _fallbacks(self) -> Counter[str]:
         return sum((record.fallbacks for record in self._run.records), Counter()) if self._run else Counter()
+
+
+_MOVED = "The noise levels of the steps are the schedule's own."
 
 
 def _step_report(run: Run, index: int) -> StepReport:

@@ -7,9 +7,11 @@ file in `schedule_file`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
 from .errors import ScheduleError
@@ -148,15 +150,17 @@ class Schedule:
     Args:
         segments: at least one.
         order: of the extrapolation in segments without a blend: 0 holds the last prediction, 1 is linear, at most 3.
+        sigmas: the noise levels [n + 1] that its steps run at, in place of the sampling run's own; None keeps those.
         info: what the schedule's file says beside the schedule (teacher, measured, provenance, unknown keys); it takes no
             part in equality.
 
     Raises:
-        ScheduleError: no segment, too many steps, or an order out of range.
+        ScheduleError: no segment, too many steps, an order out of range, or sigmas that are too few, too many or do not fall.
     """
 
     segments: tuple[Segment, ...]
     order: int = 1
+    sigmas: tuple[float, ...] | None = None
     info: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -168,6 +172,18 @@ class Schedule:
             raise ScheduleError(f"the schedule has {len(self)} steps; at most {MAX_STEPS} are supported")
         if not 0 <= self.order <= MAX_ORDER:
             raise ScheduleError(f"the extrapolation order is {self.order}; it is 0 (hold) to {MAX_ORDER}")
+        if self.sigmas is not None:
+            self._check_sigmas()
+
+    def _check_sigmas(self) -> None:
+        if len(self.sigmas) != len(self) + 1:
+            raise ScheduleError(
+                f"the schedule of {len(self)} steps has {len(self.sigmas)} noise levels; it is {len(self) + 1}, the end's too"
+            )
+        if not all(math.isfinite(level) and level >= 0 for level in self.sigmas):
+            raise ScheduleError("a noise level of the schedule is not a number from 0 up")
+        if any(b >= a for a, b in pairwise(self.sigmas)):
+            raise ScheduleError("the schedule's noise levels do not fall from step to step")
 
     @classmethod
     def parse(cls, text: str) -> Schedule:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ def save_schedule(schedule: Schedule, path: str | os.PathLike[str]) -> None:
 
 def to_dict(schedule: Schedule) -> dict[str, Any]:
     """Return the file's object."""
-    head = {"format": FORMAT, "version": VERSION, "schedule": str(schedule), "steps": len(schedule)}
+    text = str(replace(schedule, sigmas=None))
+    head = {"format": FORMAT, "version": VERSION, "schedule": text, "steps": len(schedule)}
+    head |= {} if schedule.sigmas is None else {"sigmas": list(schedule.sigmas)}
     return head | {key: value for key, value in schedule.info.items() if key not in head}
 
 
@@ -90,10 +93,12 @@ def from_dict(data: Any) -> Schedule:
         raise ScheduleError(f"its values are nested more than {_MAX_NESTING} deep")
     if not isinstance(data.get("schedule"), str):
         raise ScheduleError(f"the schedule is {data.get('schedule')!r}; expected its text")
-    info = {key: value for key, value in data.items() if key not in ("format", "version", "schedule", "steps")}
+    info = {key: value for key, value in data.items() if key not in ("format", "version", "schedule", "steps", "sigmas")}
     schedule = Schedule.parse(data["schedule"])
     if "steps" in data and not (_is_int(data["steps"]) and data["steps"] == len(schedule)):
         raise ScheduleError(f"the file says {data['steps']!r} steps, its schedule text has {len(schedule)}")
+    if data.get("sigmas") is not None:
+        schedule = _with_sigmas(schedule, data["sigmas"])
     for key in ("teacher", "measured", "provenance"):
         if not isinstance(info.get(key, {}), dict):
             raise ScheduleError(f"{key} is a {type(info[key]).__name__}; expected an object")
@@ -133,6 +138,15 @@ def _chosen_on(preset: Any) -> str:
 def size_text(size: Sequence[int]) -> str:
     """Return a latent's size [..., H, W] as people write it, the width first."""
     return "x".join(str(side) for side in reversed(size))
+
+
+def _with_sigmas(schedule: Schedule, sigmas: Any) -> Schedule:
+    if not isinstance(sigmas, list) or not all(map(_is_number, sigmas)):
+        raise ScheduleError("sigmas is not a list of numbers")
+    found = tuple(map(float, sigmas))
+    if schedule.sigmas not in (None, found):
+        raise ScheduleError("sigmas are not the noise levels that the schedule's own text has; leave out one of the two")
+    return replace(schedule, sigmas=found)
 
 
 def _check_teacher(teacher: dict[str, Any], steps: int) -> None:

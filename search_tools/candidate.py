@@ -43,10 +43,10 @@ def evaluate(study: optuna.Study, trial: optuna.Trial, schedule: Schedule, space
         return finish(known.state, known.values and known.values[0])
     fitted = fitness.fitted(schedule)
     trial.set_user_attr(_FITTED, str(fitted))
-    latents, errors = None, []
-    for stage, count in enumerate(fitness.stages):
-        latents = fitness.sample(fitted, count, latents)
-        errors.append(fitness.error(latents))
+    errors = []
+    for stage, staged in enumerate(fitness.staged(fitted)):
+        latents, error = staged
+        errors.append(error)
         trial.set_user_attr("errors", errors)
         if errors[-1] > _limit(study, stage, spent):
             return finish(TrialState.PRUNED)
@@ -78,10 +78,21 @@ def finalists(study: optuna.Study, count: int) -> list[FrozenTrial]:
 def hold_finals(study: optuna.Study, fitness: Fitness, count: int) -> None:
     """Evaluate the finalists of a search on more samples; what is known of an earlier final counts."""
     for trial in finalists(study, count):
-        text, known = trial.user_attrs["schedule"], study.user_attrs.get(_FINALS, {})
-        if text not in known:
-            evaluation = vars(fitness.final(schedule_of(trial)))
-            study.set_user_attr(_FINALS, {**known, text: evaluation})
+        if final_of(study, trial.user_attrs["schedule"]) is None:
+            keep_final(study, fitness, trial)
+
+
+def keep_final(study: optuna.Study, fitness: Fitness, trial: FrozenTrial) -> Evaluation:
+    """Evaluate a candidate on the samples of the finals; the study keeps what was found."""
+    evaluation = fitness.final(schedule_of(trial))
+    known = study.user_attrs.get(_FINALS, {})
+    study.set_user_attr(_FINALS, {**known, trial.user_attrs["schedule"]: vars(evaluation)})
+    return evaluation
+
+
+def final_of(study: optuna.Study, text: str) -> Evaluation | None:
+    """Return the evaluation of a schedule in the finals, by its own text; None where it was in none."""
+    return finals_of(study).get(text)
 
 
 def finals_of(study: optuna.Study) -> dict[str, Evaluation]:

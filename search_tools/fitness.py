@@ -8,7 +8,7 @@ more samples. Lower is better for all.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -73,6 +73,11 @@ class Fitness:
         self._range = data_range(self._teachers[self.stages[-1]])
         self._features: dict[int, torch.Tensor] = {}
 
+    @property
+    def sigmas(self) -> list[float]:
+        """The teacher's noise levels [n + 1]."""
+        return self._backend.identity["sigmas"]
+
     def fitted(self, schedule: Schedule) -> Schedule:
         """Return a schedule with its blends fitted, where the search fits them."""
         if not self._fit:
@@ -87,6 +92,13 @@ class Fitness:
         made = self._backend.sample(schedule, SEARCH_SEEDS + have, count - have, predictions=self._predictions)
         self.macs += made.macs
         return made.latents if latents is None else torch.cat([latents, made.latents])
+
+    def staged(self, schedule: Schedule) -> Iterator[tuple[torch.Tensor, float]]:
+        """Yield the latents of a schedule and their paired error, stage by stage."""
+        latents = None
+        for count in self.stages:
+            latents = self.sample(schedule, count, latents)
+            yield latents, self.error(latents)
 
     def error(self, latents: torch.Tensor) -> float:
         """Return the mean paired error of latents [count, ...] to the teacher's own."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 
 from flexi_core.extrapolation import Observer
-from flexi_core.fit import BlendFit, Solver, Trajectory, TrajectoryRecorder, linear_response
+from flexi_core.fit import BlendFit, Solver, Trajectory, TrajectoryRecorder, linear_response, response_at
 from flexi_core.plan import Plan
 from flexi_core.presets import all_full
 from flexi_core.replay import PredictionStore
@@ -27,7 +27,8 @@ class BlendFitter:
 
     def __init__(self, observed: Observed) -> None:
         self._observed = observed
-        self._response: torch.Tensor | None = None  # of the teacher's solver
+        self._sigmas: torch.Tensor | None = None  # of the teacher
+        self._response: torch.Tensor | None = None  # of its solver
         self._trajectories: dict[Hashable, Trajectory] = {}
 
     def fit(
@@ -53,10 +54,12 @@ class BlendFitter:
             def observe(plan: Plan, solve: Solver, teacher: Trajectory = teacher) -> Observer | None:
                 nonlocal fit
                 if fit is None:
-                    kept = linear_response(solve, torch.tensor(plan.sigmas)[list(plan.kept)])
-                    if kept is None:
+                    levels = torch.tensor(plan.sigmas)
+                    kept = linear_response(solve, levels[list(plan.kept)])
+                    full = response_at(solve, self._sigmas, self._response, levels) if plan.moved else self._response
+                    if kept is None or full is None:
                         return None
-                    fit = BlendFit(plan, self._response, kept)
+                    fit = BlendFit(plan, full, kept)
                 fit.begin(teacher)
                 return fit
 
@@ -69,7 +72,8 @@ class BlendFitter:
 
             def observe(plan: Plan, solve: Solver) -> Observer:
                 if self._response is None:
-                    self._response = linear_response(solve, torch.tensor(plan.sigmas))
+                    self._sigmas = torch.tensor(plan.sigmas)
+                    self._response = linear_response(solve, self._sigmas)
                 return recorder
 
             self._observed(all_full(steps), batch, observe, None)

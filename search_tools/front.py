@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -17,6 +17,7 @@ from flexi_core.schedule import Schedule
 from .candidate import best_trial, finals_of, schedule_of
 from .evolution import FINISHED, near_best
 from .fitness import Evaluation
+from .moving import moved_of
 from .settings import SearchSettings
 from .teacher import SEARCH_SEEDS
 
@@ -33,7 +34,7 @@ class Found:
         schedule: of the candidate.
         evaluation: None where a screen ended it.
         final: its evaluation in the finals, on more samples; None where it was in none.
-        is_best: the study's own choice, by its finals where they were held.
+        is_best: the study's own choice, by its finals where they were held; with moved noise levels where they gained.
     """
 
     trial: FrozenTrial
@@ -62,9 +63,16 @@ def found_in(study: optuna.Study) -> list[Found]:
     """Return the finished candidates of a study, as they finished."""
     best, finals = best_trial(study), finals_of(study)
     chosen = None if best is None else best.user_attrs["schedule"]
+    moved = None if chosen is None else moved_of(study, chosen)
     trials = study.get_trials(deepcopy=False, states=FINISHED)
     in_order = sorted(trials, key=lambda trial: (trial.datetime_complete, trial.number))
-    return [_found(trial, finals, chosen) for trial in in_order]
+    found = [_found(trial, finals, chosen) for trial in in_order]
+    if moved is None:
+        return found
+    return [
+        replace(one, schedule=moved.schedule, evaluation=moved.evaluation, final=moved.final) if one.is_best else one
+        for one in found
+    ]
 
 
 def evaluated(found: Sequence[Found]) -> list[Found]:

@@ -35,6 +35,7 @@ class SearchSettings:
         fit: whether the blends of extrapolated steps are fitted to the teacher.
         reuse_guidance: whether steps may reuse guidance.
         guesses: how many schedules of least predicted error the search starts from.
+        move: whether the noise levels of the best schedule's full steps are moved in the end; on a front they never are.
     """
 
     backend: dict[str, Any]
@@ -49,6 +50,7 @@ class SearchSettings:
     fit: bool = True
     reuse_guidance: bool = False
     guesses: int = 6
+    move: bool = True
 
     def __post_init__(self) -> None:
         # From a study they come back as lists.
@@ -84,6 +86,11 @@ class SearchSettings:
     @property
     def teacher_settings(self) -> TeacherSettings:
         return TeacherSettings(**self.teacher)
+
+    @property
+    def moves(self) -> bool:
+        """Whether the search ends with moving noise levels."""
+        return self.move and self.strategy != "nsga2"
 
     @property
     def samples(self) -> int:

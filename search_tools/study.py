@@ -19,6 +19,7 @@ from .evolution import FINISHED
 from .fitness import Evaluation, Fitness
 from .heartbeat import Heartbeat
 from .judge import Row
+from .moving import SHARE, move_levels, moved_of
 from .settings import SearchSettings
 from .space import Space
 from .storage import open_storage, shown, storage_errors
@@ -118,7 +119,7 @@ def run_search(
         evaluations: of finished candidates of the whole study, screened ones and those of other workers included.
         on_progress: called after each candidate.
         heartbeat: of this worker, where several may work on the study; None where this is the only one.
-        finals: whether the best are judged on more samples in the end.
+        finals: whether the best are judged on more samples in the end, and the noise levels of the very best moved.
 
     Returns:
         all candidates of the study; after Ctrl-C those so far.
@@ -164,6 +165,7 @@ def _run(
             if minutes is not None:
                 minutes_left -= (fitness.teacher_seconds + spent_seconds()) / 60
                 minutes_left -= _finals_minutes(trials, fitness, settings) if finals else 0.0
+                minutes_left -= SHARE * minutes if finals and settings.moves else 0.0
             left = _seconds_left(len(trials), seconds / (1 + at_work), minutes_left, evaluations)
             on_progress(SearchState(len(trials), seconds, left, best_of(study)))
             if left <= 0 and trials:  # a budget that the teacher has spent leaves one candidate all the same
@@ -176,6 +178,14 @@ def _run(
                 evaluate(study, trial, schedule, space, fitness)
         if finals:
             hold_finals(study, fitness, settings.finalists)
+            if settings.moves:
+                move_levels(
+                    study,
+                    fitness,
+                    evaluations,
+                    60 * SHARE * minutes if minutes else None,
+                    lambda left: on_progress(SearchState(len(trials), seconds, left, best_of(study))),
+                )
     except KeyboardInterrupt:
         interrupted = True
     if heartbeat is None:
@@ -189,9 +199,15 @@ def candidates_of(study: optuna.Study) -> list[Candidate]:
 
 
 def best_of(study: optuna.Study) -> Candidate | None:
-    """Return the candidate of lowest rFID among those near the best paired error; where finals were held, by these."""
+    """Return the candidate of lowest rFID among those near the best paired error; where finals were held, by these.
+
+    With moved noise levels, where that gained something.
+    """
     best = best_trial(study)
-    return None if best is None else _candidate(best)
+    if best is None:
+        return None
+    moved = moved_of(study, best.user_attrs["schedule"])
+    return _candidate(best) if moved is None else Candidate(moved.schedule, best.user_attrs["spent"], moved.evaluation)
 
 
 def with_results(schedule: Schedule, teacher: dict, row: Row, samples: int, study: optuna.Study, seed: int) -> Schedule:

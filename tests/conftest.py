@@ -109,7 +109,7 @@ class GaussianData:
         def model(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
             return run.predict(x, float(sigma), lambda: self.denoise(x, sigma))
 
-        return sampler(model, x, sigmas[list(run.plan.kept)]), run
+        return sampler(model, x, run.plan.sampled(sigmas)), run
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +119,7 @@ def gaussian() -> GaussianData:
 
 @pytest.fixture(scope="session")
 def random_schedules() -> list[Schedule]:
-    """400 schedules of 1 to 40 segments, every kind of segment, depth, blend and order among them; from one seed."""
+    """400 schedules of 1 to 40 segments: every kind of segment, depth, blend, order, and noise levels; from one seed."""
     rng = random.Random(20240917)
     schedules = []
     for _ in range(400):
@@ -136,5 +136,9 @@ def random_schedules() -> list[Schedule]:
             blend = blend if StepKind.EXTRAPOLATED in nulls and rng.random() < 0.5 else None
             depth, forecast = (rng.choice([1, 2, 3, 12, 1000]), rng.choice([0, 0, 1, 2])) if partial else (None, 0)
             segments += [Segment(kinds, depth, blend, forecast)] * rng.choice([1, 1, 2, 3])
-        schedules.append(Schedule(tuple(segments), rng.choice([0, 1, 1, 1, 2, 3])))
+        steps = sum(map(len, segments))
+        sigmas = None
+        if rng.random() < 0.15:
+            sigmas = tuple(sorted((rng.uniform(0, 15) for _ in range(steps + 1)), reverse=True))
+        schedules.append(Schedule(tuple(segments), rng.choice([0, 1, 1, 1, 2, 3]), sigmas))
     return schedules

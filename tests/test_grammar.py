@@ -29,6 +29,8 @@ def test_printing_is_canonical(random_schedules):
         ("F", "F", [None], 1),
         ("FNXNX", "FNXNX", [None], 1),
         ("F|F;", "FF", [None, None], 1),
+        ("FX; order=2, sigmas=14.6/.5/0", "FX", [None], 2),
+        ("FX;sigmas = 14 / 1e-2 / 0 , order = 0", "FX", [None], 0),
     ],
 )
 def test_texts_read_as_their_steps(text, letters, depths, order):
@@ -85,6 +87,11 @@ def test_the_default_order_is_not_printed():
         ("FX; order=", "expected the extrapolation order"),
         ("FX; order=4", "the extrapolation order is 4; it is 0"),
         ("FX; =2", "expected an option such as order=2"),
+        ("FX; sigmas=", "expected a noise level such as 14.6, found 'the end'"),
+        ("FX; sigmas=14/x/0", "expected a noise level such as 14.6, found 'x'"),
+        ("FX; sigmas=14/1", "the schedule of 2 steps has 2 noise levels; it is 3, the end's too"),
+        ("FX; sigmas=14/-1/-2", "a noise level of the schedule is not a number from 0 up"),
+        ("FX; sigmas=14/14/0", "the schedule's noise levels do not fall"),
         ("FX; order=2 order=1", "unexpected 'order'"),
         ("F||F", r"expected steps: letters F, P, N, X, f, p, found '\|'"),
         ("|F", "expected steps"),

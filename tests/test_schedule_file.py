@@ -124,6 +124,11 @@ def test_info_cannot_pose_as_the_schedule():
         (changed("teacher", "sigmas", [5, 4, 3, 2, 0]), "teacher.sigmas has 5 values; a schedule of 5 steps has 6"),
         (changed("teacher", "sigmas", [5, 4, 3, 3, 1, 0]), "teacher.sigmas does not fall from step to step"),
         (changed("teacher", "sigmas", [0, 1, 2, 3, 4, 5]), "teacher.sigmas does not fall from step to step"),
+        (changed("sigmas", "14.6"), "sigmas is not a list of numbers"),
+        (changed("sigmas", [5, 4, 3, True, 1, 0]), "sigmas is not a list of numbers"),
+        (changed("sigmas", [5, 4, 3, 2, 0]), "the schedule of 5 steps has 5 noise levels; it is 6"),
+        (changed("sigmas", [5, 4, 3, 3, 1, 0]), "the schedule's noise levels do not fall from step to step"),
+        (changed("sigmas", [5, 4, 3, 2, 1, -1]), "a noise level of the schedule is not a number from 0 up"),
     ],
 )
 def test_every_wrong_value_is_refused_by_name_of_file_and_key(tmp_path, data, message):
@@ -133,6 +138,15 @@ def test_every_wrong_value_is_refused_by_name_of_file_and_key(tmp_path, data, me
         load_schedule(path)
     assert str(path) in str(refused.value)
     assert path.read_bytes() == before
+
+
+def test_noise_levels_are_a_list_of_their_own(tmp_path):
+    levels = [14.6, 6.5, 2.5, 1.1, 0.05, 0.0]
+    schedule = load_schedule(write(tmp_path / "a.json", changed("sigmas", levels)))
+    assert schedule.sigmas == tuple(levels) and schedule != from_dict(FILE)
+    save_schedule(schedule, tmp_path / "b.json")
+    assert json.loads((tmp_path / "b.json").read_text()) == changed("sigmas", levels)
+    assert from_dict(changed("schedule", str(schedule))) == schedule, "or a part of the text"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -49,8 +50,9 @@ class KnownOptimum:
     def fitted(self, schedule: Schedule) -> Schedule:
         return schedule
 
-    def sample(self, schedule: Schedule, count: int, latents: Schedule | None = None) -> Schedule:
-        return schedule
+    def staged(self, schedule: Schedule) -> Iterator[tuple[Schedule, float]]:
+        for _ in self.stages:
+            yield schedule, self.error(schedule)
 
     def error(self, latents: Schedule) -> float:
         return 1 + sum(len(latents) - i for i, letter in enumerate(latents.letters) if letter == "F") / len(latents)

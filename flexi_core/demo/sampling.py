@@ -166,7 +166,7 @@ def sample(
             progress(plan.step_index(float(sigma)) + 1, len(plan.steps))
         return denoised
 
-    kept = sigmas[list(plan.kept)]
+    kept = plan.sampled(sigmas)
     # The host starts a run from the top of its noise levels at sqrt(1 + sigma^2), where signal and noise are both of unit size.
     top = kept[0] >= model.sigmas[-1] * (1 - 1e-5)
     x = noise * ((1 + kept[0] ** 2).sqrt() if top else kept[0])

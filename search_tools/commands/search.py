@@ -88,6 +88,9 @@ def search(
     guesses: Annotated[
         int, typer.Option(min=0, help="Schedules to start from, made from measured sensitivities; 0 measures none.")
     ] = 6,
+    move: Annotated[
+        bool, typer.Option("--move/--no-move", help="Move the noise levels of the best schedule's full steps in the end.")
+    ] = True,
     create_only: Annotated[bool, typer.Option("--create-only", help="Only make the study; flexi worker searches it.")] = False,
     grace: Grace = None,
     as_json: Json = False,
@@ -125,6 +128,7 @@ def search(
         fit=fit,
         reuse_guidance=reuse_guidance,
         guesses=guesses,
+        move=move,
     )
     if create_only:
         opened = open_study(storage, study or wanted.default_name, wanted)
