@@ -20,8 +20,10 @@ from rich.console import Console
 
 from flexi_core import FlexiError, save_schedule
 from flexi_core.files import replace_file
+from flexi_core.replay import PredictionStore
 from search_tools.embedded import EmbeddedBackend
 from search_tools.fitness import Fitness, stages_to
+from search_tools.guesses import with_guesses
 from search_tools.judge import Judge, Row, baselines
 from search_tools.pictures import save_image_rows, save_pareto
 from search_tools.settings import SearchSettings
@@ -62,7 +64,7 @@ def make_table(name: str, minutes: float, search_samples: int, samples: int, see
     settings, speedup = TABLES[name]
     backend = EmbeddedBackend(settings)
     whole = Space(settings.steps, speedup, backend.cost)
-    fitness = Fitness(backend, stages_to(search_samples))
+    fitness = Fitness(backend, stages_to(search_samples), predictions=PredictionStore())
     found, candidates, studies = {}, [], {}
     for label, families in SEARCHES.items():
         wanted = SearchSettings.of(backend, speedup, search_samples, families=families, seed=seed)
@@ -71,7 +73,8 @@ def make_table(name: str, minutes: float, search_samples: int, samples: int, see
         def say(state: SearchState, label: str = label) -> None:
             _err.print(f"{name}: {label}: {state.finished} candidates, {state.seconds_left:.0f} s left")
 
-        result = run_search(study, wanted.space(backend.cost), fitness, minutes=minutes, on_progress=say)
+        space = with_guesses(study, backend, wanted.space(backend.cost), wanted.guesses)
+        result = run_search(study, space, fitness, minutes=minutes, on_progress=say)
         if result.interrupted:
             raise typer.Exit(130)
         found[label], studies[label] = result.best.schedule, study

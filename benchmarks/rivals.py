@@ -74,7 +74,8 @@ def main(
     packs: Annotated[Path | None, typer.Option(help="Folder with Comfy-WaveSpeed and ComfyUI-TeaCache, as they come.")] = None,
     only: Annotated[str | None, typer.Option(help=f"One testbed: {', '.join(BEDS)}.")] = None,
     rivals: Annotated[str, typer.Option(help="Only families whose name has one of these, separated by commas.")] = "",
-    speedups: Annotated[str, typer.Option(help="Of the searches and of fewer steps, separated by commas.")] = SPEEDUPS,
+    speedups: Annotated[str, typer.Option(help="Of fewer steps, separated by commas.")] = SPEEDUPS,
+    searched: Annotated[str, typer.Option(help="Of the searches, separated by commas. [default: those of fewer steps]")] = "",
     evaluations: Annotated[int, typer.Option(min=1, help="Candidates of each search.")] = 60,
     search_samples: Annotated[int, typer.Option(help="To search with.")] = 32,
     samples: Annotated[int, typer.Option(min=2, help="To judge on.")] = 128,
@@ -102,7 +103,7 @@ def main(
         kind, settings = BEDS[name]
         if kind not in models:
             models[kind] = embedded_model() if kind == "embedded" else scene_model(dit)
-        bench = Bench(name, SceneBackend(models[kind], settings), folder, [float(part) for part in speedups.split(",")])
+        bench = Bench(name, SceneBackend(models[kind], settings), folder, _numbers(speedups), _numbers(searched or speedups))
         every = bench.rivals(packs, evaluations, search_samples, [part.strip() for part in rivals.split(",")])
         bench.measure(every, samples, converged)
         bench.time(every, timed, repeats)
@@ -125,13 +126,15 @@ class Bench:
         name: of `BEDS`.
         backend: its teacher.
         folder: where everything found is kept.
-        speedups: of the searches and of fewer steps.
+        speedups: of fewer steps.
+        searched: speed-ups of the searches.
     """
 
     name: str
     backend: SceneBackend
     folder: Path
     speedups: Sequence[float]
+    searched: Sequence[float]
 
     def say(self, text: str) -> None:
         _err.print(f"{self.name}: {text}", markup=False, highlight=False)
@@ -159,8 +162,8 @@ class Bench:
         if wanted(rival_runs.BEST_SOLVER):
             found += [self._best_solver(count) for count in counts]
         for family in filter(wanted, SEARCHES):
-            for speedup in self.speedups:
-                schedule = self._searched(family, speedup, evaluations, search_samples)
+            for speedup in self.searched:
+                schedule = self._schedule(family, speedup, evaluations, search_samples)
                 found.append(scheduled(family, f"{speedup:g}x", schedule))
         return found
 
@@ -174,7 +177,7 @@ class Bench:
         knob = f"{count} steps, {sampler} {scheduler}"
         return Rival(rival_runs.BEST_SOLVER, knob, sampler=sampler, scheduler=scheduler, steps=count)
 
-    def _searched(self, family: str, speedup: float, evaluations: int, samples: int) -> Schedule:
+    def _schedule(self, family: str, speedup: float, evaluations: int, samples: int) -> Schedule:
         """Return the best schedule of a search, run or read from its study."""
         wanted = SearchSettings.of(self.backend, speedup, samples, **SEARCHES[family])
         name = f"{self.name}, {family}, {speedup:g}x, {samples} samples"
@@ -300,6 +303,10 @@ def counted_macs() -> Iterator[Callable[[], float]]:
 
 def _about(settings: TeacherSettings) -> str:
     return f"{settings.steps} {settings.sampler} steps, {settings.scheduler}, cfg {settings.cfg:g}"
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
 
 
 def _rows(path: Path) -> list[Row]:

@@ -1,11 +1,13 @@
 """Which strategy finds more with the same number of candidates, and what the cheap evaluations save.
 
-    python benchmarks/search.py                      # every strategy with three seeds, about an hour on two cores
+    python benchmarks/search.py                      # every strategy with three seeds, over an hour on two cores
     python benchmarks/search.py --only evolution     # one of them
 
-On the embedded model, Euler, 50 steps, at a fifth of the MACs. The best schedule of every search is judged on samples that no
-search has seen. The curves and tables are written to benchmarks/results/search-*; the searches are studies in --folder, so an
-interrupted benchmark goes on where it was.
+On the embedded model, Euler, 50 steps, at a fifth of the MACs. Every strategy starts from the space's known good points; the
+row "from guesses" first from the schedules of least predicted error (`search_tools/guesses.py`), whose measurement counts
+towards its MACs, not its candidates. The best schedule of every search is judged on samples that no search has seen. The curves
+and tables are written to benchmarks/results/search-*; the searches are studies in --folder, so an interrupted benchmark goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from search_tools.candidate import schedule_of
 from search_tools.embedded import EmbeddedBackend
 from search_tools.evolution import FINISHED, near_best
 from search_tools.fitness import Fitness
+from search_tools.guesses import measuring_macs, with_guesses
 from search_tools.judge import Judge, Row
 from search_tools.settings import SearchSettings
 from search_tools.strategies import STRATEGIES
@@ -36,6 +39,9 @@ from search_tools.teacher import TeacherSettings
 
 RESULTS = Path(__file__).parent / "results"
 TEACHER, SPEEDUP = TeacherSettings("euler", "normal", 50), 5.0
+GUESSES = 6
+FROM_GUESSES = f"{STRATEGIES[0]} from guesses"
+ROWS = (FROM_GUESSES, *STRATEGIES)
 # What makes evaluations cheap, each switched off alone, and all together.
 SAVINGS = {
     "everything on": (True, True),
@@ -58,7 +64,7 @@ class Searched:
 
 
 def main(
-    only: Annotated[str | None, typer.Option(help=f"One strategy: {', '.join(STRATEGIES)}; or savings.")] = None,
+    only: Annotated[str | None, typer.Option(help=f"One row: {', '.join(ROWS)}; or savings.")] = None,
     evaluations: Annotated[int, typer.Option(help="Candidates of each search.")] = 100,
     seeds: Annotated[int, typer.Option(help="Searches of each strategy.")] = 3,
     samples: Annotated[int, typer.Option(help="To search with.")] = 32,
@@ -69,19 +75,17 @@ def main(
     folder: Annotated[Path, typer.Option(help="Where the studies are kept.")] = Path("flexi_benchmark"),
 ) -> None:
     """Search, judge, and write the tables."""
-    if only is not None and only not in (*STRATEGIES, "savings"):
-        raise typer.BadParameter(f"known: {', '.join(STRATEGIES)}, savings", param_hint="--only")
+    if only is not None and only not in (*ROWS, "savings"):
+        raise typer.BadParameter(f"known: {', '.join(ROWS)}, savings", param_hint="--only")
     folder.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(exist_ok=True)
     backend = EmbeddedBackend(TEACHER)
     judge = Judge(backend, judged, progress=lambda row, done, total: None)
     bench = Bench(backend, judge, f"sqlite:///{folder / 'search.db'}", evaluations, samples, fit)
     if only != "savings":
-        found = {
-            strategy: [bench.search(strategy, seed) for seed in range(seeds)] for strategy in ([only] if only else STRATEGIES)
-        }
+        found = {row: [bench.search(row, seed) for seed in range(seeds)] for row in ([only] if only else ROWS)}
         guided = 2 * TEACHER.steps * backend.cost.full_macs  # with and without the prompt
-        write_strategies(found, evaluations, samples, judged, guided)
+        write_strategies(found, evaluations, samples, judged, guided, fit)
     if only in (None, "savings"):
         write_savings({name: bench.search("evolution", 0, *switches) for name, switches in SAVINGS.items()}, samples)
 
@@ -93,10 +97,11 @@ class Bench:
         self._backend, self._judge, self._storage = backend, judge, storage
         self._evaluations, self._samples, self._fit = evaluations, samples, fit
 
-    def search(self, strategy: str, seed: int, reuse: bool = True, stopping: bool = True) -> Searched:
-        """Return a search of this strategy and seed, run or read from its study."""
-        name = f"{strategy}, seed {seed}{'' if reuse else ', no reuse'}{'' if stopping else ', no stopping'}"
-        how = {"strategy": strategy, "seed": seed, "finalists": 0, "fit": self._fit, "move": False}
+    def search(self, row: str, seed: int, reuse: bool = True, stopping: bool = True) -> Searched:
+        """Return a search of one of `ROWS` with a seed, run or read from its study."""
+        name = f"{row}, seed {seed}{'' if reuse else ', no reuse'}{'' if stopping else ', no stopping'}"
+        strategy, guesses = (STRATEGIES[0], GUESSES) if row == FROM_GUESSES else (row, 0)
+        how = {"strategy": strategy, "seed": seed, "finalists": 0, "fit": self._fit, "guesses": guesses, "move": False}
         wanted = SearchSettings.of(self._backend, SPEEDUP, self._samples, **how)
         study = open_study(self._storage, name, wanted)
         stages = wanted.stages if stopping else wanted.stages[-1:]
@@ -105,16 +110,17 @@ class Bench:
         def say(state) -> None:
             _err.print(f"{name}: {state.finished} of {self._evaluations}, {state.seconds_left:.0f} s left")
 
-        result = run_search(study, wanted.space(self._backend.cost), fitness, evaluations=self._evaluations, on_progress=say)
+        space = with_guesses(study, self._backend, wanted.space(self._backend.cost), wanted.guesses)
+        result = run_search(study, space, fitness, evaluations=self._evaluations, on_progress=say)
         if result.interrupted:
             raise typer.Exit(130)
         # A study that an earlier call took further is read up to here.
         trials = study.get_trials(deepcopy=False, states=FINISHED)[: self._evaluations]
         bests = best_so_far(trials)
-        row, _ = self._judge.judge(name, schedule_of(bests[-1]))
+        judged, _ = self._judge.judge(name, schedule_of(bests[-1]))
         macs, seconds = (sum(trial.user_attrs[key] for trial in trials) for key in ("macs", "seconds"))
         psnr, rfid = ([trial.user_attrs["evaluation"][key] for trial in bests] for key in ("psnr_db", "rfid"))
-        return Searched(psnr, rfid, macs, seconds, row)
+        return Searched(psnr, rfid, macs + measuring_macs(study), seconds, judged)
 
 
 def best_so_far(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -126,12 +132,14 @@ def best_so_far(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return bests
 
 
-def write_strategies(found: dict[str, list[Searched]], evaluations: int, samples: int, judged: int, sample_macs: float) -> None:
+def write_strategies(
+    found: dict[str, list[Searched]], evaluations: int, samples: int, judged: int, sample_macs: float, fit: bool
+) -> None:
     """Write the table of strategies, every search's row, and the curves; `sample_macs` are those of one teacher sample."""
     lines = [
         f"# Strategies at {evaluations} candidates: {TEACHER.steps} {TEACHER.sampler} steps, {SPEEDUP:g}x, {samples} samples",
         "",
-        "Made by `python benchmarks/search.py`. Each search's best schedule, judged on "
+        f"Made by `python benchmarks/search.py{' --fit' if fit else ''}`. Each search's best schedule, judged on "
         f"{judged} unseen seeds: median over the searches' seeds (least to most).",
         "",
         "| strategy | PSNR dB | rFID | MACs spent, in thousands of teacher samples |",

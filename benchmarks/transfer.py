@@ -3,9 +3,9 @@
     python benchmarks/transfer.py --dit scene_dit.safetensors --folder flexi_rivals   # after benchmarks/rivals.py, 5 minutes
 
 The searched schedules of `rivals.py` (wider space) of the embedded U-Net are sampled on the small transformer and the other way
-round, under the same solver and step count: as they are, with linear extrapolation in place of their blends, and with blends
-fitted to the new teacher. Beside them the schedule that was searched there, and as few plain steps. Judged on seeds that no
-search has seen; written to benchmarks/results/transfer.md.
+round, under the same solver and step count: as they are (without their noise levels, which fit their own model alone), with
+linear extrapolation in place of their blends, and with blends fitted to the new teacher. Beside them the schedule that was
+searched there, and as few plain steps. Judged on seeds that no search has seen; written to benchmarks/results/transfer.md.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def found(folder: Path, bed: str) -> dict[str, Schedule]:
 
 
 def unblended(schedule: Schedule) -> Schedule:
-    """Return a schedule with linear extrapolation in place of its blends."""
-    return replace(schedule, segments=tuple(replace(segment, blend=None) for segment in schedule.segments), order=1)
+    """Return a schedule with linear extrapolation in place of its blends, at the run's own noise levels."""
+    segments = tuple(replace(segment, blend=None) for segment in schedule.segments)
+    return replace(schedule, segments=segments, order=1, sigmas=None)
 
 
 def main(

@@ -59,3 +59,9 @@ def with_guesses(
 def measuring_seconds(study: optuna.Study) -> float:
     """Return the time that measuring took."""
     return study.user_attrs.get(_SECONDS, 0.0)
+
+
+def measuring_macs(study: optuna.Study) -> float:
+    """Return the MACs that measuring took."""
+    known = study.user_attrs.get(_SENSITIVITIES)
+    return Sensitivities.from_dict(known).macs if known else 0.0
