@@ -18,6 +18,11 @@ from search_tools.measures import Measure
 OURS = ("ours, paper's space", "ours, wider space")
 TEACHER, CONVERGED = "teacher", "converged solution"
 MEASURED = ("psnr_db", "ssim", "rfid", "fid", "caption_accuracy")
+GROUPS: dict[str, Callable[[Row], bool]] = {
+    "best DeepCache": lambda row: row.family == DEEPCACHE,
+    "same solver": lambda row: row.family == SAME_SOLVER,
+    "best other rival": lambda row: row.family not in (DEEPCACHE, SAME_SOLVER),
+}
 ACCEPTED = 0.01  # of caption accuracy below the teacher's: what people would accept
 
 
@@ -103,12 +108,15 @@ def speed_at(rows: Iterable[Row], measure: str, quality: float) -> float:
 
 
 def write(folder: Path, beds: Sequence[Testbed], command: str) -> None:
-    """Write one table for each testbed, all rows as CSV, and the two plots; print the tables."""
+    """Write one table for each testbed and one of all, the rows as CSV, and the two plots; print the testbeds' tables."""
     for bed in beds:
         text = "\n".join([f"# {bed.name}: {bed.about}", "", f"Made by `{command}`.", "", *_goals(bed), "", *_all_rows(bed), ""])
         with replace_file(folder / f"rivals-{bed.name}.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
         print(text)
+    lines = ["# Ours against the best of every kind of rival", "", f"Made by `{command}`.", "", *_summary(beds), ""]
+    with replace_file(folder / "rivals.md") as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
     with replace_file(folder / "rivals.csv") as temporary:
         temporary.write_text(_csv(beds), encoding="utf-8", newline="")
     _draw(folder / "rivals-psnr.png", beds, "psnr_db", "PSNR to the teacher, dB")
@@ -123,31 +131,72 @@ def _quality(row: Row, measure: str) -> float:
 
 def _goals(bed: Testbed) -> list[str]:
     """Return what each point of ours wins over the rivals at its own quality."""
-    groups: dict[str, Callable[[Row], bool]] = {
-        "best DeepCache": lambda row: row.family == DEEPCACHE,
-        "same solver": lambda row: row.family == SAME_SOLVER,
-        "best other rival": lambda row: row.family not in (DEEPCACHE, SAME_SOLVER),
-    }
     lines = [
         f"The teacher's own distance to its converged solution: {_figure(bed.converged, 'psnr_db')} dB, "
         f"rFID {_figure(bed.converged, 'rfid')}. Rows no farther from the teacher are as good as the teacher: marked =.",
         "",
         "Ours at its own quality against the rivals' fronts: how many times faster, at equal PSNR / at equal rFID.",
         "",
-        f"| ours | over the teacher | PSNR dB | rFID | captions | {' | '.join(f'over {name}' for name in groups)} |",
-        "|-|-|-|-|-|" + "-|" * len(groups),
+        f"| ours | over the teacher | PSNR dB | rFID | captions | {' | '.join(f'over {name}' for name in GROUPS)} |",
+        "|-|-|-|-|-|" + "-|" * len(GROUPS),
     ]
     for row in sorted(bed.of(*OURS), key=lambda row: row.speedup_time):
         if not bed.accepts(row):
             continue
-        cells = []
-        for belongs in groups.values():
-            rivals = [rival for rival in bed.rivals if belongs(rival)]
-            won = [row.speedup_time / speed_at(rivals, m, _quality(row, m)) for m in ("psnr_db", "rfid")]
-            cells.append(" / ".join(f"{ratio:.2f}x" for ratio in won) if rivals else "not measured")
         figures = [_marked(bed, row, "psnr_db"), _marked(bed, row, "rfid"), f"{row.value('caption_accuracy'):.1%}"]
-        lines.append(_line(f"{row.family}, {row.knob}", f"{row.speedup_time:.2f}x", *figures, *cells))
+        lines.append(_line(f"{row.family}, {row.knob}", f"{row.speedup_time:.2f}x", *figures, *_won(bed, row)))
     return lines
+
+
+def _won(bed: Testbed, row: Row) -> list[str]:
+    """Return for each group of rivals how many times faster a row is at its own PSNR and at its own rFID."""
+    cells = []
+    for belongs in GROUPS.values():
+        rivals = [rival for rival in bed.rivals if belongs(rival)]
+        won = [row.speedup_time / speed_at(rivals, m, _quality(row, m)) for m in ("psnr_db", "rfid")]
+        cells.append(" / ".join(f"{ratio:.2f}x" for ratio in won) if rivals else "not measured")
+    return cells
+
+
+def _summary(beds: Sequence[Testbed]) -> list[str]:
+    """Return the points of ours on every testbed, and which of the other rivals comes nearest to each."""
+    lines = [
+        "Ours at its own quality against the rivals' fronts: how many times faster, at equal PSNR / at equal rFID. Marked =: "
+        "no farther from the teacher than the teacher is from its converged solution. Brackets: captions over a point below "
+        "the teacher's.",
+        "",
+        f"| | over the teacher | PSNR dB | rFID | captions | {' | '.join(f'over {name}' for name in GROUPS)} | which |",
+        "|-|-|-|-|-|" + "-|" * (len(GROUPS) + 1),
+    ]
+    for bed in beds:
+        converged = [f"{bed.converged.value('psnr_db'):.1f}", f"{bed.converged.value('rfid'):.2g}"]
+        captions = f"{bed.of(TEACHER)[0].value('caption_accuracy'):.1%}"
+        lines.append(
+            _line(f"**{bed.about}**: the teacher", "1x", *(f"({f} to converged)" for f in converged), captions, *[""] * 4)
+        )
+        for row in sorted(bed.of(OURS[-1]), key=lambda row: row.speedup_time):
+            figures = [f"{row.value('psnr_db'):.1f}", f"{row.value('rfid'):.2g}"]
+            marks = [" =" if bed.is_as_good(row, measure) else "" for measure in ("psnr_db", "rfid")]
+            captions = f"{row.value('caption_accuracy'):.1%}"
+            lines.append(
+                _line(
+                    f"{bed.name}, {row.knob}",
+                    f"{row.speedup_time:.2f}x",
+                    *(figure + mark for figure, mark in zip(figures, marks, strict=True)),
+                    captions if bed.accepts(row) else f"({captions})",
+                    *_won(bed, row),
+                    _nearest(bed, row),
+                )
+            )
+    return lines
+
+
+def _nearest(bed: Testbed, row: Row) -> str:
+    """Return the family of the other rivals that is the fastest at a row's PSNR."""
+    *_, belongs = GROUPS.values()
+    families = dict.fromkeys(rival.family for rival in bed.rivals if belongs(rival))
+    quality = _quality(row, "psnr_db")
+    return max(families, key=lambda family: speed_at(bed.of(family), "psnr_db", quality), default="")
 
 
 def _all_rows(bed: Testbed) -> list[str]:
