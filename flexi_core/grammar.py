@@ -49,7 +49,7 @@ def unparse(schedule: Schedule) -> str:
 
 
 def _decimal(value: float) -> str:
-    return repr(float(value)).removesuffix(".0")
+    return repr(float(value)).removesuffix(".0").replace("e+", "e")
 
 
 class _Parser:

@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import ScheduleError
 from .files import replace_file
+from .plan import between_ends
 from .schedule import Schedule
 
 FORMAT = "flexiffusion-schedule"
@@ -75,7 +76,7 @@ def to_dict(schedule: Schedule) -> dict[str, Any]:
     text = str(replace(schedule, sigmas=None))
     head = {"format": FORMAT, "version": VERSION, "schedule": text, "steps": len(schedule)}
     head |= {} if schedule.sigmas is None else {"sigmas": list(schedule.sigmas)}
-    return head | {key: value for key, value in schedule.info.items() if key not in head}
+    return head | {key: value for key, value in schedule.info.items() if key not in (*head, "sigmas")}
 
 
 def from_dict(data: Any) -> Schedule:
@@ -103,7 +104,11 @@ def from_dict(data: Any) -> Schedule:
         if not isinstance(info.get(key, {}), dict):
             raise ScheduleError(f"{key} is a {type(info[key]).__name__}; expected an object")
     _check_teacher(info.get("teacher", {}), len(schedule))
-    return schedule.with_info(**info)
+    schedule = schedule.with_info(**info)
+    grid = schedule.teacher_sigmas
+    if schedule.sigmas is not None and grid is not None and between_ends(schedule.sigmas, grid) is None:
+        raise ScheduleError("sigmas do not begin and end where teacher.sigmas do, and would never be used; correct one of them")
+    return schedule
 
 
 def made_for(schedule: Schedule) -> str:

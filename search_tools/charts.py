@@ -60,6 +60,7 @@ def progress_chart(found: Sequence[Found], speedup: float, over: str) -> dict[st
     from plotly.graph_objects import Scatter
     from plotly.subplots import make_subplots
 
+    found = [one.as_searched for one in found]
     along, seconds = [], 0.0
     for count, one in enumerate(found, 1):
         seconds += one.seconds

@@ -17,7 +17,7 @@ from flexi_core.schedule import Schedule
 from .candidate import best_trial, finals_of, schedule_of
 from .evolution import FINISHED, near_best
 from .fitness import Evaluation
-from .moving import moved_of
+from .moving import best_moved
 from .settings import SearchSettings
 from .teacher import SEARCH_SEEDS
 
@@ -35,6 +35,7 @@ class Found:
         evaluation: None where a screen ended it.
         final: its evaluation in the finals, on more samples; None where it was in none.
         is_best: the study's own choice, by its finals where they were held; with moved noise levels where they gained.
+        teacher_sigmas: the noise levels that those of the schedule were moved between.
     """
 
     trial: FrozenTrial
@@ -42,6 +43,7 @@ class Found:
     evaluation: Evaluation | None
     final: Evaluation | None = None
     is_best: bool = False
+    teacher_sigmas: tuple[float, ...] = ()
 
     @property
     def number(self) -> int:
@@ -54,6 +56,11 @@ class Found:
         return len(self.schedule) / self.trial.user_attrs["spent"]
 
     @property
+    def as_searched(self) -> Found:
+        """The candidate as it was evaluated in its turn, before any noise level was moved."""
+        return _found(self.trial, {}, None)
+
+    @property
     def seconds(self) -> float:
         """Time that its evaluation took."""
         return self.trial.user_attrs.get("seconds", 0.0)
@@ -62,17 +69,15 @@ class Found:
 def found_in(study: optuna.Study) -> list[Found]:
     """Return the finished candidates of a study, as they finished."""
     best, finals = best_trial(study), finals_of(study)
-    chosen = None if best is None else best.user_attrs["schedule"]
-    moved = None if chosen is None else moved_of(study, chosen)
+    moved = None if best is None else best_moved(study, best)
+    chosen = None if best is None else (best if moved is None else moved.trial).user_attrs["schedule"]
     trials = study.get_trials(deepcopy=False, states=FINISHED)
     in_order = sorted(trials, key=lambda trial: (trial.datetime_complete, trial.number))
     found = [_found(trial, finals, chosen) for trial in in_order]
     if moved is None:
         return found
-    return [
-        replace(one, schedule=moved.schedule, evaluation=moved.evaluation, final=moved.final) if one.is_best else one
-        for one in found
-    ]
+    taken = {"schedule": moved.schedule, "evaluation": moved.evaluation, "teacher_sigmas": moved.teacher_sigmas}
+    return [replace(one, **taken, final=moved.final if one.final else None) if one.is_best else one for one in found]
 
 
 def evaluated(found: Sequence[Found]) -> list[Found]:
@@ -187,7 +192,9 @@ def with_search_results(
         "study": study_name,
         "candidate": found.number,
     }
-    return found.schedule.with_info(teacher=dict(teacher), measured=_finite(measured), provenance=provenance)
+    # Moved noise levels are for this grid alone, and a teacher that cannot be opened does not tell it.
+    grid = {"sigmas": list(found.teacher_sigmas)} if found.teacher_sigmas else {}
+    return found.schedule.with_info(teacher=grid | dict(teacher), measured=_finite(measured), provenance=provenance)
 
 
 def _finite(measured: Mapping[str, Any]) -> dict[str, Any]:

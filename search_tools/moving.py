@@ -3,7 +3,7 @@
 Coordinate descent in the paired error (AutoDiffusion, 2023, and BudCache, 2026, move the steps that run too): each full step's
 noise level is tried a half, then a quarter of the way to the level before and after it, from the end of the run, where a move
 leaves most of the run as it was. A move is kept that is better on the samples of the first stage and on all of them; what came
-of it is kept if it is better on the samples of the finals, which no move was chosen on.
+of it is kept if it is better on those samples of the finals that no move was chosen on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from flexi_core.errors import ScheduleError
 from flexi_core.schedule import Schedule
@@ -24,22 +25,31 @@ from .fitness import Evaluation, Fitness
 
 FRACTIONS = (0.5, 0.25)  # of the way to the next noise level
 SHARE = 0.25  # of a search's minutes
-_MOVES = "flexi:moves"  # of the study
+_MOVES = "flexi:moves"  # of the study: by schedule
 
 
 @dataclass(frozen=True)
 class Moved:
-    """The best schedule with moved noise levels.
+    """A candidate with moved noise levels.
 
     Args:
+        trial: of the candidate.
         schedule: with blends fitted anew.
         evaluation: on the search's samples.
         final: on those of the finals.
+        teacher_sigmas: the noise levels [n + 1] between which they were moved.
     """
 
+    trial: FrozenTrial
     schedule: Schedule
     evaluation: Evaluation
     final: Evaluation
+    teacher_sigmas: tuple[float, ...]
+
+    @property
+    def unseen(self) -> float:
+        """The paired error on samples that no move was chosen on."""
+        return _unseen(self.evaluation.mse, self.final.mse)
 
 
 def move_levels(
@@ -55,44 +65,62 @@ def move_levels(
         study: its candidates are found; it keeps the errors of the tries, and the result.
         fitness: how to judge.
         tries: at most; None for a whole descent.
-        seconds: at most, over all runs; None for no limit.
+        seconds: at most, of all the study's runs of this stage; None for no limit.
         progress: called after each try with an estimate of the seconds left.
     """
     best = best_trial(study)
     if best is None:
         return
     text = best.user_attrs["schedule"]
-    known = study.user_attrs.get(_MOVES, {})
-    if known.get("schedule") != text:
-        known = {"schedule": text, "errors": [], "seconds": 0.0}
+    records = study.user_attrs.get(_MOVES, {})
+    known = records.get(text, {"errors": [], "seconds": 0.0})
+
+    def keep(**entries: Any) -> None:
+        known.update(entries)
+        study.set_user_attr(_MOVES, {**study.user_attrs.get(_MOVES, {}), text: known})
+
+    elsewhere = sum(record["seconds"] for candidate, record in records.items() if candidate != text)
     descent = _Descent(Schedule.parse(text), fitness.sigmas, best.user_attrs["errors"])
-    for number, schedule in enumerate(descent):
-        if tries is not None and number >= tries:
-            break
-        if number < len(known["errors"]):
-            descent.tell(known["errors"][number])
+    most = descent.most if tries is None else min(tries, descent.most)
+    number = 0
+    for number, schedule in enumerate(descent, 1):
+        if number <= len(known["errors"]):
+            descent.tell(known["errors"][number - 1])
             continue
-        if seconds is not None and known["seconds"] >= seconds:
+        if number > most or (seconds is not None and elsewhere + known["seconds"] >= seconds):
             break
         began = time.monotonic()
         errors = _errors(fitness, schedule, descent.errors)
         descent.tell(errors)
-        spent = known["seconds"] + time.monotonic() - began
-        known = {"schedule": text, "errors": [*known["errors"], errors], "seconds": spent}
-        study.set_user_attr(_MOVES, known)
-        left = known["seconds"] / (number + 1) * (min(tries or descent.most, descent.most) - number - 1)
-        progress(left if seconds is None else min(left, seconds - known["seconds"]))
-    if "moved" not in known:
-        study.set_user_attr(_MOVES, {**known, "moved": _result(study, fitness, text, descent)})
+        keep(errors=[*known["errors"], errors], seconds=known["seconds"] + time.monotonic() - began)
+        left = known["seconds"] / number * (most - number)
+        progress(left if seconds is None else min(left, seconds - elsewhere - known["seconds"]))
+    if known.get("judged") != len(known["errors"]):
+        keep(judged=len(known["errors"]), moved=_result(study, fitness, best, descent, known.get("moved")))
 
 
-def moved_of(study: optuna.Study, text: str) -> Moved | None:
-    """Return what moving the noise levels of a candidate gained, by the candidate's text; None where it gained nothing."""
-    known = study.user_attrs.get(_MOVES, {})
-    if known.get("schedule") != text or not known.get("moved"):
-        return None
-    moved = known["moved"]
-    return Moved(Schedule.parse(moved["schedule"]), Evaluation(**moved["evaluation"]), Evaluation(**moved["final"]))
+def best_moved(study: optuna.Study, best: FrozenTrial) -> Moved | None:
+    """Return the schedule with moved noise levels that is to be taken in place of the best candidate; None to take that.
+
+    It may be an earlier best candidate's, where that was moved nearer to the teacher than the new one is.
+    """
+    records = study.user_attrs.get(_MOVES, {})
+    found = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if records else ():
+        if moved := records.get(trial.user_attrs["schedule"], {}).get("moved"):
+            evaluations = (Evaluation(**moved[key]) for key in ("evaluation", "final"))
+            found.append(Moved(trial, Schedule.parse(moved["schedule"]), *evaluations, tuple(moved["teacher_sigmas"])))
+    nearest = min(found, key=lambda moved: (moved.unseen, moved.trial.number), default=None)
+    text, mse = best.user_attrs["schedule"], best.user_attrs["mse"]
+    if nearest is None or nearest.trial.user_attrs["schedule"] == text:
+        return nearest
+    final = final_of(study, text)
+    return nearest if nearest.unseen < (mse if final is None else _unseen(mse, final.mse)) else None
+
+
+def _unseen(seen: float, final: float) -> float:
+    """Return the mean error of the finals' second half; the first are the search's own samples."""
+    return 2 * final - seen
 
 
 class _Descent:
@@ -145,18 +173,23 @@ def _errors(fitness: Fitness, schedule: Schedule, limits: list[float]) -> list[f
     return found
 
 
-def _result(study: optuna.Study, fitness: Fitness, text: str, descent: _Descent) -> dict[str, Any] | None:
+def _result(
+    study: optuna.Study, fitness: Fitness, best: FrozenTrial, descent: _Descent, earlier: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return what a descent came to, where that is better on unseen samples than its start and than an earlier result."""
     if not descent.has_moved:
         return None
-    best = final_of(study, text)
-    if best is None:
-        best = keep_final(study, fitness, best_trial(study))
+    final = final_of(study, best.user_attrs["schedule"]) or keep_final(study, fitness, best)
+    limit = _unseen(best.user_attrs["mse"], final.mse)
+    if earlier:
+        limit = min(limit, _unseen(earlier["evaluation"]["mse"], earlier["final"]["mse"]))
     schedule = fitness.fitted(descent.schedule)
-    final = fitness.final(schedule)
-    if final.mse >= best.mse:
-        return None
     *_, (latents, _) = fitness.staged(schedule)
-    return {"schedule": str(schedule), "evaluation": vars(fitness.evaluate(latents)), "final": vars(final)}
+    evaluation, final = fitness.evaluate(latents), fitness.final(schedule)
+    if not _unseen(evaluation.mse, final.mse) < limit:
+        return earlier
+    measured = {"evaluation": vars(evaluation), "final": vars(final)}
+    return {"schedule": str(schedule), "teacher_sigmas": list(fitness.sigmas), **measured}
 
 
 def _shortest(level: float) -> float:

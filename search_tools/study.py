@@ -19,7 +19,7 @@ from .evolution import FINISHED
 from .fitness import Evaluation, Fitness
 from .heartbeat import Heartbeat
 from .judge import Row
-from .moving import SHARE, move_levels, moved_of
+from .moving import SHARE, best_moved, move_levels
 from .settings import SearchSettings
 from .space import Space
 from .storage import open_storage, shown, storage_errors
@@ -41,12 +41,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SearchState:
-    """How far a search is; handed to the progress callback after each candidate."""
+    """How far a search is; handed to the progress callback after each candidate, and each try of moving noise levels."""
 
     finished: int
     seconds: float
     seconds_left: float
     best: Candidate | None
+    moving: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,13 +162,13 @@ def _run(
             at_work = 0 if heartbeat is None else heartbeat.watch(known)
             trials = [trial for trial in known if trial.state in FINISHED]
             seconds = _seconds(trials)
-            minutes_left = minutes
+            minutes_left, reserved = minutes, 0.0
             if minutes is not None:
-                minutes_left -= (fitness.teacher_seconds + spent_seconds()) / 60
-                minutes_left -= _finals_minutes(trials, fitness, settings) if finals else 0.0
-                minutes_left -= SHARE * minutes if finals and settings.moves else 0.0
+                if finals:
+                    reserved = _finals_minutes(trials, fitness, settings) + (SHARE * minutes if settings.moves else 0.0)
+                minutes_left -= (fitness.teacher_seconds + spent_seconds()) / 60 + reserved
             left = _seconds_left(len(trials), seconds / (1 + at_work), minutes_left, evaluations)
-            on_progress(SearchState(len(trials), seconds, left, best_of(study)))
+            on_progress(SearchState(len(trials), seconds, left + 60 * reserved, best_of(study)))
             if left <= 0 and trials:  # a budget that the teacher has spent leaves one candidate all the same
                 break
             if evaluations is not None and len(trials) + at_work >= evaluations:
@@ -184,7 +185,7 @@ def _run(
                     fitness,
                     evaluations,
                     60 * SHARE * minutes if minutes else None,
-                    lambda left: on_progress(SearchState(len(trials), seconds, left, best_of(study))),
+                    lambda left: on_progress(SearchState(len(trials), seconds, left, best_of(study), moving=True)),
                 )
     except KeyboardInterrupt:
         interrupted = True
@@ -206,8 +207,8 @@ def best_of(study: optuna.Study) -> Candidate | None:
     best = best_trial(study)
     if best is None:
         return None
-    moved = moved_of(study, best.user_attrs["schedule"])
-    return _candidate(best) if moved is None else Candidate(moved.schedule, best.user_attrs["spent"], moved.evaluation)
+    moved = best_moved(study, best)
+    return _candidate(best) if moved is None else Candidate(moved.schedule, moved.trial.user_attrs["spent"], moved.evaluation)
 
 
 def with_results(schedule: Schedule, teacher: dict, row: Row, samples: int, study: optuna.Study, seed: int) -> Schedule:
@@ -238,10 +239,14 @@ def _seconds(finished: list[FrozenTrial]) -> float:
 
 
 def _finals_minutes(finished: list[FrozenTrial], fitness: Fitness, settings: SearchSettings) -> float:
-    """Return the time that the finals will take: their samples are twice as many, and so are the teacher's."""
+    """Return the time that the finals will take: their samples are twice as many, and so are the teacher's.
+
+    What noise levels moved come to is evaluated once more, and meets its start there.
+    """
     judged = [trial.user_attrs["seconds"] for trial in finished if trial.state is TrialState.COMPLETE]
     longest = max(judged, default=0.0)  # without predictions to take over
-    return (2 * settings.finalists * longest + fitness.teacher_seconds * (settings.finalists > 0)) / 60
+    evaluated = 2 * settings.finalists + settings.moves * (3 if settings.finalists else 5)
+    return (evaluated * longest + fitness.teacher_seconds * (evaluated > 0)) / 60
 
 
 def _seconds_left(finished: int, seconds: float, minutes_left: float | None, evaluations: int | None) -> float:

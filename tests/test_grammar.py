@@ -31,6 +31,7 @@ def test_printing_is_canonical(random_schedules):
         ("F|F;", "FF", [None, None], 1),
         ("FX; order=2, sigmas=14.6/.5/0", "FX", [None], 2),
         ("FX;sigmas = 14 / 1e-2 / 0 , order = 0", "FX", [None], 0),
+        ("FX; sigmas=1e16/1/0", "FX", [None], 1),
     ],
 )
 def test_texts_read_as_their_steps(text, letters, depths, order):

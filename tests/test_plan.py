@@ -23,9 +23,12 @@ def made_for(text: str, sigmas: list[float]) -> Schedule:
 @pytest.mark.parametrize("with_grid", [False, True])
 def test_at_its_own_step_count_a_plan_is_the_schedule(random_schedules, with_grid):
     for schedule in random_schedules[:100]:
-        sigmas = list(schedule.sigmas or grid(len(schedule)))
+        sigmas = grid(len(schedule))
+        if levels := schedule.sigmas:  # another grid between the same ends
+            sigmas = [levels[0], *(0.9 * level + 0.1 * levels[-1] for level in levels[1:-1]), levels[-1]]
         plan = make_plan(schedule.with_info(teacher={"sigmas": sigmas}) if with_grid else schedule, sigmas)
         assert plan.steps == tuple(schedule.steps())
+        assert plan.sigmas == (schedule.sigmas or tuple(sigmas))
         assert plan.order == schedule.order
         assert plan.mapping == ""
 

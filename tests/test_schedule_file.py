@@ -76,7 +76,7 @@ def test_the_least_file_is_format_version_and_text():
 
 
 def test_info_cannot_pose_as_the_schedule():
-    schedule = Schedule.parse("FX").with_info(version=2, format="other", schedule="FFFF", steps=4)
+    schedule = Schedule.parse("FX").with_info(version=2, format="other", schedule="FFFF", steps=4, sigmas=[3, 2, 0])
     assert to_dict(schedule) == {"format": "flexiffusion-schedule", "version": 1, "schedule": "FX", "steps": 2}
 
 
@@ -125,6 +125,7 @@ def test_info_cannot_pose_as_the_schedule():
         (changed("teacher", "sigmas", [5, 4, 3, 3, 1, 0]), "teacher.sigmas does not fall from step to step"),
         (changed("teacher", "sigmas", [0, 1, 2, 3, 4, 5]), "teacher.sigmas does not fall from step to step"),
         (changed("sigmas", "14.6"), "sigmas is not a list of numbers"),
+        (changed("sigmas", [14.0, 4, 3, 2, 1, 0]), "sigmas do not begin and end where teacher.sigmas do"),
         (changed("sigmas", [5, 4, 3, True, 1, 0]), "sigmas is not a list of numbers"),
         (changed("sigmas", [5, 4, 3, 2, 0]), "the schedule of 5 steps has 5 noise levels; it is 6"),
         (changed("sigmas", [5, 4, 3, 3, 1, 0]), "the schedule's noise levels do not fall from step to step"),

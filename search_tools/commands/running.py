@@ -83,9 +83,10 @@ def _run(study: Study, backend: Backend, settings: SearchSettings, **how: Any) -
             best = (
                 f"rFID {state.best.evaluation.rfid:.3g}, {state.best.evaluation.psnr_db:.1f} dB" if state.best else "none yet"
             )
+            what = "moving noise levels" if state.moving else "search"
             done = state.seconds / max(state.seconds + state.seconds_left, 1e-9)
             left = f"{max(state.seconds_left, 0):.0f} s" if isfinite(state.seconds_left) else "?"
-            progress.update(task, completed=done, left=left, description=f"search: {state.finished} candidates, best {best}")
+            progress.update(task, completed=done, left=left, description=f"{what}: {state.finished} candidates, best {best}")
 
         if how["minutes"] is not None:  # what was measured counts too; one candidate is evaluated in any case
             how["minutes"] = max(how["minutes"] - measuring_seconds(study) / 60, 1e-6)
