@@ -63,7 +63,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     OURS[1]: {"families": FAMILIES},
     MASKS: {"families": ("free",), "strategy": "annealing", "fit": False, "move": False},
 }
-ALMOST_ALL = (1.05, 1.1, 1.25)  # of the same solver besides: next to the teacher's quality its front must not be a step
+ALMOST_ALL = (1.05, 1.1, 1.25, 1.5)  # of the same solver besides: next to the teacher's quality its front must not be a step
 BETWEEN = 6  # rivals timed between two runs of the teacher
 _err = Console(stderr=True)
 
