@@ -10,7 +10,7 @@ import torch
 from flexi_core import Schedule
 from flexi_core.demo.sampling import SAMPLERS, make_noise, sample
 from flexi_core.extrapolation import DerivativeHistory, Observer
-from flexi_core.fit import BlendFit, TrajectoryRecorder, linear_response
+from flexi_core.fit import BlendFit, TrajectoryRecorder, linear_response, response_at
 from flexi_core.metrics import latent_mse, psnr_db
 from flexi_core.plan import Plan, make_plan
 from flexi_core.presets import all_full
@@ -81,18 +81,10 @@ class Bench:
         plan = make_plan(Schedule.parse(f"{letters}; order={1 if order is None else order}"), sigmas.tolist())
         if order is not None:
             return self._sample(plan, sigmas, count, None)
-        fit = BlendFit(plan, self._teacher_response(sigmas), linear_response(self._solve, sigmas[list(plan.kept)]))
+        teacher = response_at(self._solve, self.sigmas, self.response, sigmas)
+        fit = BlendFit(plan, teacher, linear_response(self._solve, sigmas[list(plan.kept)]))
         fit.begin(self.trajectory)
         return self._sample(plan, sigmas, count, _FirstRows(fit))
-
-    def _teacher_response(self, sigmas: torch.Tensor) -> torch.Tensor:
-        """Return the teacher's response at noise levels off its own grid: it takes a shorter step to get there."""
-        rows = self.response.clone()
-        for i in (sigmas != self.sigmas).nonzero().flatten().tolist():
-            before = self.sigmas[self.sigmas > sigmas[i]]
-            short = linear_response(self._solve, torch.cat([before, sigmas[i : i + 1], torch.zeros(1)]))
-            rows[i] = torch.cat([short[len(before)], torch.zeros(len(sigmas) + 1)])[: len(sigmas)]
-        return rows
 
     def error(self, letters: str, sigmas: torch.Tensor) -> float:
         """Return the paired error of the samples that blends are fitted on."""

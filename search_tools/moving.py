@@ -82,7 +82,6 @@ def move_levels(
     elsewhere = sum(record["seconds"] for candidate, record in records.items() if candidate != text)
     descent = _Descent(Schedule.parse(text), fitness.sigmas, best.user_attrs["errors"])
     most = descent.most if tries is None else min(tries, descent.most)
-    number = 0
     for number, schedule in enumerate(descent, 1):
         if number <= len(known["errors"]):
             descent.tell(known["errors"][number - 1])
