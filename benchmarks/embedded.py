@@ -73,7 +73,7 @@ def make_table(name: str, minutes: float, search_samples: int, samples: int, see
         def say(state: SearchState, label: str = label) -> None:
             _err.print(f"{name}: {label}: {state.finished} candidates, {state.seconds_left:.0f} s left")
 
-        space = with_guesses(study, backend, wanted.space(backend.cost), wanted.guesses)
+        space = with_guesses(study, backend, wanted.space(backend.cost, backend.identity["sigmas"]), wanted.guesses)
         result = run_search(study, space, fitness, minutes=minutes, on_progress=say)
         if result.interrupted:
             raise typer.Exit(130)

@@ -110,7 +110,8 @@ class Bench:
         def say(state) -> None:
             _err.print(f"{name}: {state.finished} of {self._evaluations}, {state.seconds_left:.0f} s left")
 
-        space = with_guesses(study, self._backend, wanted.space(self._backend.cost), wanted.guesses)
+        space = wanted.space(self._backend.cost, self._backend.identity["sigmas"])
+        space = with_guesses(study, self._backend, space, wanted.guesses)
         result = run_search(study, space, fitness, evaluations=self._evaluations, on_progress=say)
         if result.interrupted:
             raise typer.Exit(130)

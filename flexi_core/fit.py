@@ -2,9 +2,9 @@
 
 Which extrapolation is right (held, linear, quadratic; in the step or in the log of the noise level) differs from gap to gap,
 with the solver and with where the computed steps lie. So it is measured: for each stretch of extrapolated steps the factors of
-the held derivative, its linear and its quadratic change are those with which the run comes nearest, in least squares, to the
-teacher's own state at the next computed step. Stretches are fitted one after the other, from the state that the run is really
-in, so that one makes up for what the ones before it left.
+the held derivative, its linear and its quadratic change are those with which the run comes nearest to the teacher's own state
+at the next computed step, in least squares of relative errors. Stretches are fitted one after the other, from the state that
+the run is really in, so that one makes up for what the ones before it left.
 
 That needs to know where a solver goes from given derivatives. A deterministic solver with one evaluation a step is linear in
 them; `linear_response` asks it for its own coefficients. Close to this: optimal linear subspace search (Duan et al., 2023),
@@ -13,7 +13,7 @@ which fits every step's own coefficients on the teacher's states.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,8 @@ from .schedule import Schedule, StepKind
 TERMS = 3  # of a blend: held, linear, quadratic; a cubic one gained nothing in any trial
 _DIGITS = 4  # of a factor
 _RIDGE = 1e-5  # of each term's own size, towards the linear extrapolation
+_REWEIGHTINGS = 3
+_EXACT = 1e-9  # of what is missing on average: an error of 0
 
 # (denoise(x, sigma), x, sigmas [n + 1]) -> where the solver ends
 Solver = Callable[[Callable[[torch.Tensor, float], torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor]
@@ -56,7 +58,9 @@ def linear_response(solve: Solver, sigmas: torch.Tensor) -> torch.Tensor | None:
     return response if torch.allclose(both[:, 0], expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max())) else None
 
 
-def response_at(solve: Solver, sigmas: torch.Tensor, response: torch.Tensor, levels: torch.Tensor) -> torch.Tensor | None:
+def response_at(
+    solve: Solver, sigmas: torch.Tensor, response: torch.Tensor, levels: torch.Tensor, at: Iterable[int] | None = None
+) -> torch.Tensor | None:
     """Return how a solver's states at other noise levels than its own follow from its start and its derivatives.
 
     The solver gets to a level between two of its own by a step that ends there, and goes on from where it was.
@@ -66,17 +70,21 @@ def response_at(solve: Solver, sigmas: torch.Tensor, response: torch.Tensor, lev
         sigmas: its noise levels [n + 1].
         response: on these.
         levels: noise levels [n + 1] with the same ends.
+        at: which of these are wanted; by default all.
 
     Returns:
-        coefficients [n + 1, n + 1], row i of the state at levels[i]; None where the solver has no response on such a grid.
+        coefficients [n + 1, n + 1], row i of the state at levels[i], zeros where that is not wanted; None where the solver has
+        no response on such a grid.
     """
-    rows = response.clone()
-    for i in (levels != sigmas).nonzero().flatten().tolist():
+    rows = torch.zeros_like(response)
+    for i in range(len(levels)) if at is None else at:
+        if levels[i] == sigmas[i]:
+            rows[i] = response[i]
+            continue
         before = sigmas[sigmas > levels[i]]
         short = linear_response(solve, torch.cat([before, levels[i : i + 1], sigmas[-1:]]))
         if short is None:
             return None
-        rows[i] = 0.0
         rows[i, : len(before) + 1] = short[len(before), : len(before) + 1]
     return rows
 
@@ -149,8 +157,8 @@ class BlendFit:
     def __init__(self, plan: Plan, full: torch.Tensor, kept: torch.Tensor) -> None:
         self._plan, self._full, self._kept = plan, full, kept
         # The equations of the runs before, and with those of this one, by the stretch's first step.
-        self._sums: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._before: dict[int, _Equations] = {}
+        self._own: dict[int, _Equations] = {}
         self._blends: dict[int, tuple[float, ...] | None] = {}
         self._whole = _whole_stretches(plan)
         self._teacher: Trajectory | None = None
@@ -158,7 +166,7 @@ class BlendFit:
     def begin(self, teacher: Trajectory) -> None:
         """Begin a run beside the teacher's; what the run before it found stays."""
         if teacher is not self._teacher:  # else it is the same run again, which was broken off
-            self._sums |= self._own
+            self._before |= self._own
         self._teacher = teacher
 
     def see(self, index: int, x: torch.Tensor, derivative: torch.Tensor) -> None:
@@ -203,16 +211,14 @@ class BlendFit:
             weights = [
                 sum(gain * change[i] for gain, change in zip(gains, changes, strict=True)) for i in range(len(changes[0]))
             ]
-            effects.append(_exact(history.combined(weights)).flatten())
-        effect, prior = torch.stack(effects), torch.ones(terms, dtype=torch.float64)
+            effects.append(_exact(history.combined(weights)).flatten(1))
+        prior = torch.ones(terms, dtype=torch.float64)
         prior[2:] = 0.0
-        gram = effect @ effect.T
-        right = effect @ (missing.flatten() - prior @ effect)
-        if first in self._sums and len(self._sums[first][1]) == terms:
-            gram, right = gram + self._sums[first][0], right + self._sums[first][1]
-        self._own[first] = gram, right
-        solved = prior + torch.linalg.lstsq(gram + _RIDGE * torch.diag(gram.diagonal()), right[:, None]).solution[:, 0]
-        return tuple(round(float(factor), _DIGITS) for factor in solved)
+        equations = _Equations.of(torch.stack(effects, 1), missing.flatten(1), prior)
+        if first in self._before and self._before[first].terms == terms:
+            equations = self._before[first].and_those_of(equations)
+        self._own[first] = equations
+        return tuple(round(float(factor), _DIGITS) for factor in prior + equations.solution())
 
     def schedule(self, schedule: Schedule) -> Schedule:
         """Return the schedule with the blends that were fitted."""
@@ -222,6 +228,51 @@ class BlendFit:
             segments.append(replace(segment, blend=blend) if blend else segment)
             at += len(segment)
         return replace(schedule, segments=tuple(segments))
+
+
+@dataclass(frozen=True)
+class _Equations:
+    """Normal equations of each sample, for what the factors are beyond those of the linear extrapolation.
+
+    Args:
+        gram: of the terms' effects [B, T, T].
+        right: of the effects and what is missing [B, T].
+        missing: squared [B].
+    """
+
+    gram: torch.Tensor
+    right: torch.Tensor
+    missing: torch.Tensor
+
+    @classmethod
+    def of(cls, effects: torch.Tensor, missing: torch.Tensor, prior: torch.Tensor) -> _Equations:
+        """Return the equations of effects [B, T, N], a state that is missing [B, N], and factors to go on from [T]."""
+        left = missing - torch.einsum("t,btn->bn", prior, effects)
+        return cls(effects @ effects.mT, torch.einsum("btn,bn->bt", effects, left), left.square().sum(1))
+
+    @property
+    def terms(self) -> int:
+        return self.right.shape[1]
+
+    def and_those_of(self, other: _Equations) -> _Equations:
+        """Return the equations of these samples and another's."""
+        pairs = zip((self.gram, self.right, self.missing), (other.gram, other.right, other.missing), strict=True)
+        return _Equations(*map(torch.cat, pairs))
+
+    def solution(self) -> torch.Tensor:
+        """Return the factors [T] of least squares, reweighted so that every sample counts by its relative error.
+
+        Without that the few samples that are far off decide for all.
+        """
+        weights = torch.ones_like(self.missing)
+        for _ in range(1 + _REWEIGHTINGS):
+            gram = torch.einsum("b,btu->tu", weights, self.gram)
+            right = torch.einsum("b,bt->t", weights, self.right)
+            solved = torch.linalg.lstsq(gram + _RIDGE * torch.diag(gram.diagonal()), right[:, None]).solution[:, 0]
+            left = self.missing - 2 * self.right @ solved + torch.einsum("t,btu,u->b", solved, self.gram, solved)
+            weights = 1 / left.clamp_min(_EXACT * float(self.missing.mean()))
+            weights = weights / weights.mean()
+        return solved
 
 
 def _whole_stretches(plan: Plan) -> set[int]:

@@ -116,7 +116,7 @@ def make_plan(schedule: Schedule, sigmas: Sequence[float]) -> Plan:
             return Plan(moved, steps, schedule.order, moved=True)
         return Plan(sigmas, steps, schedule.order, "noise levels are left out, the run begins or ends elsewhere")
     if grid is not None:
-        logs = [math.log(max(s, 1e-8)) for s in grid[:-1]]
+        logs = [math.log(max(s, 1e-8)) for s in (schedule.sigmas or grid)[:-1]]
         sources = [min(range(len(logs)), key=lambda i: abs(logs[i] - math.log(max(s, 1e-8)))) for s in sigmas[:-1]]
         mapping = f"{len(steps)} steps mapped to {n} by noise level"
     else:

@@ -104,6 +104,10 @@ class Fitness:
         """Return the mean paired error of latents [count, ...] to the teacher's own."""
         return float(latent_mse(latents, self._teacher(len(latents))).mean())
 
+    def psnr_db(self, latents: torch.Tensor) -> float:
+        """Return the mean PSNR of latents [count, ...] to the teacher's own: a few samples that are far off count no more."""
+        return float(psnr_db(latents, self._teacher(len(latents)), self._range).mean())
+
     def evaluate(self, latents: torch.Tensor) -> Evaluation:
         """Return the evaluation of latents [count, ...]."""
         count = len(latents)
@@ -111,7 +115,7 @@ class Fitness:
             self._features[count] = self._backend.features(self._teacher(count))
         return Evaluation(
             rfid=rfid(self._backend.features(latents), self._features[count]),
-            psnr_db=float(psnr_db(latents, self._teacher(count), self._range).mean()),
+            psnr_db=self.psnr_db(latents),
             mse=self.error(latents),
         )
 

@@ -56,7 +56,8 @@ class BlendFitter:
                 if fit is None:
                     levels = torch.tensor(plan.sigmas)
                     kept = linear_response(solve, levels[list(plan.kept)])
-                    full = response_at(solve, self._sigmas, self._response, levels) if plan.moved else self._response
+                    ends = [i for i, step in enumerate(plan.steps) if not step.kind.is_null]  # of the stretches
+                    full = response_at(solve, self._sigmas, self._response, levels, [*ends, len(plan.steps)])
                     if kept is None or full is None:
                         return None
                     fit = BlendFit(plan, full, kept)

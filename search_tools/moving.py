@@ -1,29 +1,32 @@
-"""The last stage of a search: the noise levels of the best schedule's full steps, moved between those of the teacher.
+"""The last stage of a search: the noise levels of the best schedule's full steps, moved.
 
-Coordinate descent in the paired error (AutoDiffusion, 2023, and BudCache, 2026, move the steps that run too): each full step's
-noise level is tried a half, then a quarter of the way to the level before and after it, from the end of the run, where a move
-leaves most of the run as it was. A move is kept that is better on the samples of the first stage and on all of them; what came
-of it is kept if it is better on those samples of the finals that no move was chosen on.
+Coordinate ascent in the mean PSNR to the teacher (AutoDiffusion, 2023, and BudCache, 2026, move the steps that run too): each
+full step's noise level is tried nearer to that of the full step after it or before it, from the end of the run, where a move
+leaves most of the run as it was; the steps between them go along. A move is kept that is better on the samples of the first
+stage and on all of them; what came of it is kept if it is better on those samples of the finals that no move was chosen on,
+and no sample is so far off that the mean paired error is above the search's margin.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from flexi_core.errors import ScheduleError
 from flexi_core.schedule import Schedule
 
-from .candidate import best_trial, final_of, keep_final
+from .candidate import best_trial, final_of, keep_final, schedule_of
+from .evolution import PAIRED_MARGIN
 from .fitness import Evaluation, Fitness
+from .levels import shortest, with_level
 
-FRACTIONS = (0.5, 0.25)  # of the way to the next noise level
+FIRST_STRIDE, LEAST_STRIDE = 0.25, 0.03  # of the way to the next full step
 SHARE = 0.25  # of a search's minutes
 _MOVES = "flexi:moves"  # of the study: by schedule
 
@@ -48,8 +51,8 @@ class Moved:
 
     @property
     def unseen(self) -> float:
-        """The paired error on samples that no move was chosen on."""
-        return _unseen(self.evaluation.mse, self.final.mse)
+        """The mean PSNR, dB, on samples that no move was chosen on."""
+        return _unseen(self.evaluation, self.final)
 
 
 def move_levels(
@@ -62,9 +65,9 @@ def move_levels(
     """Move the noise levels of the best candidate's full steps; what is known of an earlier run of this stage counts.
 
     Args:
-        study: its candidates are found; it keeps the errors of the tries, and the result.
+        study: its candidates are found; it keeps the PSNR of the tries, and the result.
         fitness: how to judge.
-        tries: at most; None for a whole descent.
+        tries: at most; None for a whole ascent.
         seconds: at most, of all the study's runs of this stage; None for no limit.
         progress: called after each try with an estimate of the seconds left.
     """
@@ -73,29 +76,31 @@ def move_levels(
         return
     text = best.user_attrs["schedule"]
     records = study.user_attrs.get(_MOVES, {})
-    known = records.get(text, {"errors": [], "seconds": 0.0})
+    known = records.get(text, {"tries": [], "seconds": 0.0})
 
     def keep(**entries: Any) -> None:
         known.update(entries)
         study.set_user_attr(_MOVES, {**study.user_attrs.get(_MOVES, {}), text: known})
 
     elsewhere = sum(record["seconds"] for candidate, record in records.items() if candidate != text)
-    descent = _Descent(Schedule.parse(text), fitness.sigmas, best.user_attrs["errors"])
-    most = descent.most if tries is None else min(tries, descent.most)
-    for number, schedule in enumerate(descent, 1):
-        if number <= len(known["errors"]):
-            descent.tell(known["errors"][number - 1])
+    if "start" not in known:
+        keep(start=_psnr_db(fitness, schedule_of(best)))
+    ascent = _Ascent(Schedule.parse(text), fitness.sigmas, known["start"])
+    most = ascent.most if tries is None else tries
+    for number, schedule in enumerate(ascent, 1):
+        if number <= len(known["tries"]):
+            ascent.tell(known["tries"][number - 1])
             continue
-        if number > most or (seconds is not None and elsewhere + known["seconds"] >= seconds):
+        if (tries is not None and number > tries) or (seconds is not None and elsewhere + known["seconds"] >= seconds):
             break
         began = time.monotonic()
-        errors = _errors(fitness, schedule, descent.errors)
-        descent.tell(errors)
-        keep(errors=[*known["errors"], errors], seconds=known["seconds"] + time.monotonic() - began)
-        left = known["seconds"] / number * (most - number)
+        reached = _psnr_db(fitness, fitness.fitted(schedule), ascent.psnr_db)
+        ascent.tell(reached)
+        keep(tries=[*known["tries"], reached], seconds=known["seconds"] + time.monotonic() - began)
+        left = known["seconds"] / number * max(most - number, 0)
         progress(left if seconds is None else min(left, seconds - elsewhere - known["seconds"]))
-    if known.get("judged") != len(known["errors"]):
-        keep(judged=len(known["errors"]), moved=_result(study, fitness, best, descent, known.get("moved")))
+    if known.get("judged") != len(known["tries"]):
+        keep(judged=len(known["tries"]), moved=_result(study, fitness, best, ascent, known.get("moved")))
 
 
 def best_moved(study: optuna.Study, best: FrozenTrial) -> Moved | None:
@@ -109,88 +114,99 @@ def best_moved(study: optuna.Study, best: FrozenTrial) -> Moved | None:
         if moved := records.get(trial.user_attrs["schedule"], {}).get("moved"):
             evaluations = (Evaluation(**moved[key]) for key in ("evaluation", "final"))
             found.append(Moved(trial, Schedule.parse(moved["schedule"]), *evaluations, tuple(moved["teacher_sigmas"])))
-    nearest = min(found, key=lambda moved: (moved.unseen, moved.trial.number), default=None)
-    text, mse = best.user_attrs["schedule"], best.user_attrs["mse"]
-    if nearest is None or nearest.trial.user_attrs["schedule"] == text:
+    nearest = max(found, key=lambda moved: (moved.unseen, -moved.trial.number), default=None)
+    if nearest is None or nearest.trial.user_attrs["schedule"] == best.user_attrs["schedule"]:
         return nearest
-    final = final_of(study, text)
-    return nearest if nearest.unseen < (mse if final is None else _unseen(mse, final.mse)) else None
+    seen = Evaluation(**best.user_attrs["evaluation"])
+    return nearest if nearest.unseen > _unseen(seen, final_of(study, best.user_attrs["schedule"]) or seen) else None
 
 
-def _unseen(seen: float, final: float) -> float:
-    """Return the mean error of the finals' second half; the first are the search's own samples."""
-    return 2 * final - seen
+def _unseen(seen: Evaluation, final: Evaluation) -> float:
+    """Return the mean PSNR of the finals' second half; the first are the search's own samples."""
+    return 2 * final.psnr_db - seen.psnr_db
 
 
-class _Descent:
-    """The tries of a coordinate descent, each to be answered with `tell` before the next.
+class _Ascent:
+    """The tries of a coordinate ascent, each to be answered with `tell` before the next.
+
+    Each full step has a stride of its own, a share of the way to the full step beside it in log sigma: half as long after
+    both directions failed, and the direction that succeeded is tried first the next time.
 
     Args:
         schedule: whose full steps are moved.
-        sigmas: the teacher's noise levels [n + 1].
-        errors: of the schedule at its own places, by stage.
+        sigmas: the teacher's noise levels [n + 1], where it runs if the schedule has none of its own.
+        psnr_db: of the schedule at its own places, by stage.
     """
 
-    def __init__(self, schedule: Schedule, sigmas: list[float], errors: list[float]) -> None:
-        self.schedule, self.errors = replace(schedule, sigmas=tuple(map(_shortest, sigmas))), errors
+    def __init__(self, schedule: Schedule, sigmas: list[float], psnr_db: list[float]) -> None:
+        self.schedule, self.psnr_db = schedule, psnr_db
+        if schedule.sigmas is None:
+            self.schedule = replace(schedule, sigmas=tuple(map(shortest, sigmas)))
         self.has_moved = False
-        self._movable = [i for i, step in enumerate(schedule.steps()) if i and step.kind.is_full][::-1]
+        self._full = [i for i, step in enumerate(schedule.steps()) if step.kind.is_full]
+        self._strides = {at: FIRST_STRIDE for at in self._full[:0:-1]}
+        self._directions = dict.fromkeys(self._strides, 1)
         self._tried: Schedule | None = None
 
     @property
     def most(self) -> int:
-        """How many tries there are at most."""
-        return 2 * len(FRACTIONS) * len(self._movable)
+        """How many tries there are where none succeeds, and where as many do: an estimate."""
+        halvings = math.ceil(math.log2(FIRST_STRIDE / LEAST_STRIDE))
+        return 2 * (halvings + 1) * len(self._strides)
 
     def __iter__(self) -> Iterator[Schedule]:
-        for fraction in FRACTIONS:
-            for at in self._movable:
-                for neighbour in (at + 1, at - 1):
-                    levels, before = list(self.schedule.sigmas), self.schedule
-                    levels[at] = _shortest(levels[at] + fraction * (levels[neighbour] - levels[at]))
+        while any(stride >= LEAST_STRIDE for stride in self._strides.values()):
+            for at in [at for at, stride in self._strides.items() if stride >= LEAST_STRIDE]:
+                for direction in (self._directions[at], -self._directions[at]):
+                    before = self.schedule
                     try:
-                        self._tried = replace(self.schedule, sigmas=tuple(levels))
-                    except ScheduleError:  # neighbours that no float lies between
+                        self._tried = with_level(before, at, self._level(at, direction))
+                    except ScheduleError:  # no float lies between it and the next
                         continue
                     yield self._tried
                     if self.schedule is not before:
+                        self._directions[at] = direction
                         break
+                else:
+                    self._strides[at] /= 2
 
-    def tell(self, errors: list[float]) -> None:
-        """Take the errors of the last try; one that is better at every stage is gone on from."""
-        if len(errors) == len(self.errors) and all(a < b for a, b in zip(errors, self.errors, strict=True)):
-            self.schedule, self.errors, self.has_moved = self._tried, errors, True
+    def _level(self, at: int, direction: int) -> float:
+        """Return a full step's noise level one stride on: down the run, or up."""
+        levels, i = self.schedule.sigmas, self._full.index(at)
+        beside = i + direction
+        other = levels[self._full[beside]] if beside < len(self._full) else max(levels[-1], levels[at] / 4)
+        return shortest(levels[at] * (other / levels[at]) ** self._strides[at])
+
+    def tell(self, psnr_db: list[float]) -> None:
+        """Take what the last try reached; one that is better at every stage is gone on from."""
+        if len(psnr_db) == len(self.psnr_db) and all(a > b for a, b in zip(psnr_db, self.psnr_db, strict=True)):
+            self.schedule, self.psnr_db, self.has_moved = self._tried, psnr_db, True
 
 
-def _errors(fitness: Fitness, schedule: Schedule, limits: list[float]) -> list[float]:
-    """Return the paired errors of a schedule stage by stage, up to the first that is not below its limit."""
-    found = []
-    for (_, error), limit in zip(fitness.staged(fitness.fitted(schedule)), limits, strict=True):
-        found.append(error)
-        if error >= limit:
+def _psnr_db(fitness: Fitness, schedule: Schedule, limits: list[float] | None = None) -> list[float]:
+    """Return the mean PSNR of a schedule stage by stage, up to the first that is not above its limit."""
+    found: list[float] = []
+    for latents, _ in fitness.staged(schedule):
+        found.append(fitness.psnr_db(latents))
+        if limits is not None and found[-1] <= limits[len(found) - 1]:
             break
     return found
 
 
 def _result(
-    study: optuna.Study, fitness: Fitness, best: FrozenTrial, descent: _Descent, earlier: dict[str, Any] | None
+    study: optuna.Study, fitness: Fitness, best: FrozenTrial, ascent: _Ascent, earlier: dict[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Return what a descent came to, where that is better on unseen samples than its start and than an earlier result."""
-    if not descent.has_moved:
+    """Return what an ascent came to, where that is better on unseen samples than its start and than an earlier result."""
+    if not ascent.has_moved:
         return None
-    final = final_of(study, best.user_attrs["schedule"]) or keep_final(study, fitness, best)
-    limit = _unseen(best.user_attrs["mse"], final.mse)
+    start = final_of(study, best.user_attrs["schedule"]) or keep_final(study, fitness, best)
+    limit = _unseen(Evaluation(**best.user_attrs["evaluation"]), start)
     if earlier:
-        limit = min(limit, _unseen(earlier["evaluation"]["mse"], earlier["final"]["mse"]))
-    schedule = fitness.fitted(descent.schedule)
+        limit = max(limit, _unseen(Evaluation(**earlier["evaluation"]), Evaluation(**earlier["final"])))
+    schedule = fitness.fitted(ascent.schedule)
     *_, (latents, _) = fitness.staged(schedule)
     evaluation, final = fitness.evaluate(latents), fitness.final(schedule)
-    if not _unseen(evaluation.mse, final.mse) < limit:
+    if not (_unseen(evaluation, final) > limit and final.mse <= PAIRED_MARGIN * start.mse):
         return earlier
     measured = {"evaluation": vars(evaluation), "final": vars(final)}
     return {"schedule": str(schedule), "teacher_sigmas": list(fitness.sigmas), **measured}
-
-
-def _shortest(level: float) -> float:
-    """Return a noise level as the shortest number that a run's 32 bits hold alike."""
-    return float(str(np.float32(level)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -107,7 +107,14 @@ class SearchSettings:
             f"{self.strategy}-n{self.samples}-seed{self.seed}-{digest}"
         )
 
-    def space(self, cost: NetworkCost) -> Space:
-        """Return the space that is searched, for a network of this cost."""
-        front = self.strategy == "nsga2"
-        return Space(self.teacher_settings.steps, self.speedup, cost, self.families, front, self.reuse_guidance)
+    def space(self, cost: NetworkCost, sigmas: Sequence[float] | None = None) -> Space:
+        """Return the space that is searched, for a network of this cost; its family `levels` needs the teacher's sigmas."""
+        return Space(
+            self.teacher_settings.steps,
+            self.speedup,
+            cost,
+            self.families,
+            self.strategy == "nsga2",
+            self.reuse_guidance,
+            sigmas=None if sigmas is None else tuple(sigmas),
+        )

@@ -12,19 +12,24 @@ from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from flexi_core.cost import NetworkCost, schedule_cost
 from flexi_core.errors import FlexiError
 from flexi_core.presets import deepcache, segments_for_speedup, uniform
 from flexi_core.schedule import Schedule, Segment, StepKind
 
-FAMILIES = ("paper", "paper-x", "free")
+from .levels import at_levels, full_levels, karras_levels
+
+FAMILIES = ("paper", "paper-x", "free", "levels")
 # `paper`: equal segments, per segment branch and interval, null steps removed (Flexiffusion, arXiv 2409.17566).
 # `paper-x`: the same with extrapolated null steps.
 # `free`: segments of any length, per segment depth, partial steps, and removed or extrapolated null steps; it holds the others.
+# `levels`: full steps at noise levels of their own, extrapolated steps between them; see `levels.py`.
 _MAX_ORDER = 2  # cubic extrapolation amplified the network's error in every trial
 _GUESSES_AT_A_COST = 3
+_APART = 0.999  # of a full step's noise level the next one is at most
+_RHOS = (4.0, 5.0, 3.0, 7.0)  # of the grids to start from
 _NULLS = (StepKind.EXTRAPOLATED, StepKind.NULL)
 _BOTH = (StepKind.FULL, StepKind.PARTIAL)
 _CONDITIONAL = (StepKind.FULL_CONDITIONAL, StepKind.PARTIAL_CONDITIONAL)
@@ -42,6 +47,7 @@ class Space:
         front: search cheaper schedules too, for a whole Pareto front; else what the budget leaves is spent on full steps.
         reuse_guidance: let full steps of the free family run the conditional half alone; of use for a guided run.
         guesses: schedules that a model of the errors found, to start from before all others.
+        sigmas: of the teacher's run [n + 1]; without them there is no family `levels`.
 
     Raises:
         FlexiError: no schedule is that cheap, or a family is not known.
@@ -54,12 +60,15 @@ class Space:
     front: bool = False
     reuse_guidance: bool = False
     guesses: tuple[Schedule, ...] = ()
+    sigmas: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if unknown := set(self.families) - set(FAMILIES):
             raise FlexiError(f"unknown part of the space: {', '.join(sorted(unknown))}; known: {', '.join(FAMILIES)}")
         if not 1 <= self.speedup <= self.steps:
             raise FlexiError(f"a speed-up of {self.speedup} is asked of {self.steps} steps; possible are 1 to {self.steps}")
+        if self.sigmas is None:
+            object.__setattr__(self, "families", tuple(family for family in self.families if family != "levels"))
 
     @property
     def budget(self) -> float:
@@ -90,6 +99,8 @@ class Space:
         family = self.families[rng.integers(len(self.families))]
         order = int(rng.integers(_MAX_ORDER + 1))
         most = int(rng.integers(1, self.full_steps + 1)) if self.front else self.full_steps
+        if family == "levels":
+            return at_levels(karras_levels(self.sigmas, most, rng.uniform(2, 9)), self.sigmas)
         if family == "free":
             starts = [0, *sorted(map(int, rng.choice(np.arange(1, self.steps), size=most - 1, replace=False)))]
             kinds = rng.choice(2, size=most, p=(0.75, 0.25)) if rng.random() < 0.5 else np.zeros(most, int)
@@ -114,7 +125,10 @@ class Space:
     def mutate(self, schedule: Schedule, rng: np.random.Generator) -> Schedule:
         """Return a neighbour: one to three genes changed, within the family and the budget."""
         for _ in range(1 + rng.binomial(2, 0.3)):
-            if self.family(schedule) == "free":
+            family = self.family(schedule)
+            if family == "levels":
+                schedule = self._mutate_levels(schedule, rng)
+            elif family == "free":
                 schedule = self._mutate_free(schedule, rng)
             else:
                 schedule = self._mutate_paper(schedule, rng)
@@ -122,6 +136,8 @@ class Space:
 
     def family(self, schedule: Schedule) -> str:
         """Return the narrowest family of this space that a schedule belongs to; one of full and X steps is `free`."""
+        if schedule.sigmas is not None:
+            return "levels"
         letters = set(schedule.letters)
         if letters & set("fp") or any(segment.forecast for segment in schedule.segments):
             return "free"
@@ -132,7 +148,7 @@ class Space:
             else:
                 named = "paper-x" if "P" in letters else "free"
             for family in (named, "free", "paper" if "X" not in letters else "paper-x", *self.families):
-                if family in self.families:
+                if family in self.families and family != "levels":
                     return family
         return "free"
 
@@ -159,6 +175,10 @@ class Space:
             for bend in (1.0, 1.25, 0.75, 1.5):
                 places = {round((self.steps - 1) * (1 - (1 - u) ** bend)) for u in np.linspace(0, 1, self.full_steps)}
                 found.append(self._build([_Gene(start) for start in sorted(places)], order=1))
+        if "levels" in self.families:
+            grids = (karras_levels(self.sigmas, self.full_steps, rho) for rho in _RHOS)
+            found[1:1] = [at_levels(levels, self.sigmas) for levels in grids]
+        if "free" in self.families:
             if self.reuse_guidance:
                 found += self._late_reuse()
             found.append(self._repaired(segments_for_speedup(self.steps, self.speedup)))
@@ -213,12 +233,16 @@ class Space:
             genes[f"null_{i}"] = CategoricalDistribution(tuple(kind.value for kind in _NULLS))
             if self.reuse_guidance:
                 genes[f"reuses_{i}"] = CategoricalDistribution((False, True))
+            if "levels" in self.families and i:
+                genes[f"level_{i}"] = FloatDistribution(self.sigmas[-2] / 2, self.sigmas[0], log=True)
         return genes
 
     def encode(self, schedule: Schedule) -> dict[str, Any]:
         """Return the genes of a schedule of this space."""
         family = self.family(schedule)
         genes = {"family": family, "order": schedule.order, "segments": len(schedule.segments)}
+        if family == "levels":
+            return genes | {f"level_{i}": level for i, level in enumerate(full_levels(schedule)) if i}
         for i, segment in enumerate(schedule.segments):
             genes[f"interval_{i}"] = segment.interval
             genes[f"branch_{i}"] = segment.depth or min(self.depths)
@@ -238,6 +262,9 @@ class Space:
         count, family, order = genes["segments"], genes["family"], genes["order"]
         if family != "free":
             count = min(count, self.full_steps)  # steps that reuse guidance leave room for more segments
+        if family == "levels":
+            return self._at_levels([genes[f"level_{i}"] for i in range(1, count)])
+        if family != "free":
             pairs = [(genes[f"interval_{i}"], genes[f"branch_{i}"]) for i in range(count)]
             return self._equal_segments(pairs, _null_of(family), order, np.random.default_rng(0))
         ends = np.cumsum([genes[f"length_{i}"] for i in range(count)])
@@ -253,6 +280,13 @@ class Space:
 
     def filled(self, schedule: Schedule) -> Schedule:
         """Return a schedule with full steps in its longest gaps, as many as the budget still holds."""
+        if schedule.sigmas is not None:
+            levels = full_levels(schedule)
+            while len(levels) < self.full_steps:
+                ratios = [low / high for high, low in pairwise([*levels, self.sigmas[-2]])]
+                widest = int(np.argmin(ratios))
+                levels.insert(widest + 1, levels[widest] * ratios[widest] ** 0.5)
+            return self._at_levels(levels[1:])
         genes = self._genes(schedule)
         while self._cost(genes) + 1 <= self.budget:
             segments = self._build(genes, 1).segments
@@ -262,6 +296,28 @@ class Space:
                 break
             genes = self._with_full(genes, genes[widest].start + segments[widest].interval + nulls[widest] // 2)
         return self._build(genes, schedule.order)
+
+    # Noise levels of their own.
+
+    def _at_levels(self, levels: Sequence[float]) -> Schedule:
+        """Return full steps at the run's first noise level and at others, which are sorted and kept apart."""
+        falling = [self.sigmas[0]]
+        for level in sorted(levels, reverse=True):
+            falling.append(min(max(float(level), self.sigmas[-2]), falling[-1] * _APART))
+        return at_levels(falling, self.sigmas)
+
+    def _mutate_levels(self, schedule: Schedule, rng: np.random.Generator) -> Schedule:
+        levels = full_levels(schedule)
+        if self.front and rng.random() < 0.3 and len(levels) > 1:
+            del levels[1 + int(rng.integers(len(levels) - 1))]
+        elif rng.random() < 0.3:  # all of them a little towards one end
+            shares = np.log(np.array(levels) / levels[0]) / np.log(self.sigmas[-2] / levels[0])
+            levels = [*(levels[0] * (self.sigmas[-2] / levels[0]) ** shares ** rng.uniform(0.9, 1.1))]
+        elif len(levels) > 1:  # one of them up to half the way to the next
+            i = 1 + int(rng.integers(len(levels) - 1))
+            beside = [*levels, self.sigmas[-2]][i + int(rng.choice([-1, 1]))]
+            levels[i] *= (beside / levels[i]) ** rng.uniform(0.1, 0.5)
+        return self._at_levels(levels[1:])
 
     # Segments of any length.
 

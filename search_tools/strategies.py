@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -194,14 +194,16 @@ def ask_schedule(study: optuna.Study, space: Space) -> tuple[optuna.Trial, Sched
     return trial, schedule
 
 
-def _suggest(trial: optuna.Trial, name: str, gene: BaseDistribution) -> int | str:
-    if isinstance(gene, IntDistribution):
-        return trial.suggest_int(name, gene.low, gene.high)
-    return trial.suggest_categorical(name, gene.choices)
+def _suggest(trial: optuna.Trial, name: str, gene: BaseDistribution) -> int | float | str:
+    if isinstance(gene, CategoricalDistribution):
+        return trial.suggest_categorical(name, gene.choices)
+    if isinstance(gene, FloatDistribution):
+        return trial.suggest_float(name, gene.low, gene.high, log=gene.log)
+    return trial.suggest_int(name, gene.low, gene.high)
 
 
-def _least(gene: BaseDistribution) -> int | str:
-    return gene.low if isinstance(gene, IntDistribution) else gene.choices[0]
+def _least(gene: BaseDistribution) -> int | float | str:
+    return gene.choices[0] if isinstance(gene, CategoricalDistribution) else gene.low
 
 
 def _log_ratio(trial: FrozenTrial, other: FrozenTrial) -> float:

@@ -7,15 +7,19 @@ from dataclasses import replace
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from flexi_core import FlexiError, Schedule
 from flexi_core.cost import NetworkCost
+from flexi_core.demo.model import DemoModel
+from flexi_core.demo.sampling import sigmas_karras
 from flexi_core.presets import deepcache
 from search_tools.embedded import EmbeddedBackend
 from search_tools.evolution import PAIRED_MARGIN, EvolutionSampler, near_best
 from search_tools.fitness import Fitness, stages_to
 from search_tools.judge import Judge, baselines
+from search_tools.levels import at_levels, full_levels, karras_levels, with_level
 from search_tools.settings import SearchSettings
 from search_tools.space import FAMILIES, Space
 from search_tools.strategies import ask_schedule
@@ -47,6 +51,11 @@ def settings(backend):
     return SearchSettings.of(backend, 2.0, samples=8, seed=5)
 
 
+def _grid(steps: int) -> tuple[float, ...]:
+    """Return noise levels of a run, as a scheduler's."""
+    return (*(float(level) for level in np.geomspace(14.6, 0.03, steps) ** 1.1), 0.0)
+
+
 def _walk(space: Space, count: int):
     rng = np.random.default_rng(3)
     schedule = space.random(rng)
@@ -55,18 +64,18 @@ def _walk(space: Space, count: int):
         schedule = space.mutate(schedule, rng) if rng.random() < 0.8 else space.random(rng)
 
 
-@pytest.mark.parametrize("families", [FAMILIES, ("paper",), ("paper-x",), ("free",)])
+@pytest.mark.parametrize("families", [FAMILIES, *((family,) for family in FAMILIES)])
 @pytest.mark.parametrize(("steps", "speedup"), [(50, 5.0), (25, 3.0), (20, 1.0), (7, 7.0), (30, 2.7)])
 def test_every_schedule_of_the_space_has_the_runs_length_and_keeps_the_budget(steps, speedup, families):
-    space = Space(steps, speedup, COST, families)
+    space = Space(steps, speedup, COST, families, sigmas=_grid(steps))
     for schedule in [*space.seeds(), *_walk(space, 150)]:
         assert len(schedule) == steps
         assert space.spent(schedule) <= space.budget
 
 
-@pytest.mark.parametrize("families", [FAMILIES, ("paper",), ("paper-x",), ("free",)])
+@pytest.mark.parametrize("families", [FAMILIES, *((family,) for family in FAMILIES)])
 def test_genes_and_schedules_are_the_same_thing(families):
-    space = Space(50, 5.0, COST, families)
+    space = Space(50, 5.0, COST, families, sigmas=_grid(50))
     for schedule in [*space.seeds(), *_walk(space, 150)]:
         genes = space.encode(schedule)
         assert space.decode(genes) == schedule
@@ -107,6 +116,36 @@ def test_mutation_of_free_segments_reaches_every_kind_of_step_unequal_lengths_an
     assert any(len({len(s) for s in schedule.segments}) > 3 for schedule in schedules)
 
 
+def test_full_steps_at_levels_of_their_own_are_spread_evenly_between_the_runs_ends():
+    grid = _grid(25)
+    space = Space(25, 3.0, COST, ("levels",), sigmas=grid)
+    for schedule in [*space.seeds(), *_walk(space, 100)]:
+        lengths = [len(segment) for segment in schedule.segments]
+        assert len(lengths) == 8 and max(lengths) - min(lengths) == 1 and set(schedule.letters) == {"F", "X"}
+        assert schedule.sigmas[0] == pytest.approx(grid[0]) and schedule.sigmas[-1] == 0
+        assert min(full_levels(schedule)) > 0.9 * grid[-2]
+    assert Space(25, 3.0, COST).families == FAMILIES[:-1], "without the run's noise levels there are none to choose"
+
+
+def test_karras_levels_are_the_hosts_grid():
+    own = sigmas_karras(DemoModel.load(), 8)
+    assert karras_levels([float(own[0]), float(own[-2]), 0.0], 8, 7.0) == pytest.approx(own[:-1].tolist(), rel=1e-5)
+
+
+def test_a_level_moves_with_the_steps_on_both_sides_and_nothing_else():
+    schedule = at_levels([10.0, 5.0, 2.0, 1.0], [10.0, *np.linspace(9, 0.1, 11), 0.0])
+    at = [i for i, step in enumerate(schedule.steps()) if step.kind.is_full]
+    before, after = schedule.sigmas, with_level(schedule, at[2], 3.0).sigmas
+    assert [after[i] for i in at] == [10.0, 5.0, 3.0, 1.0]
+    assert before[: at[1] + 1] == after[: at[1] + 1] and before[at[3] :] == after[at[3] :]
+    for i in (at[1] + 1, at[2] + 1):  # at the same share of the way, in log sigma
+        high, low = (at[1], at[2]) if i < at[2] else (at[2], at[3])
+        share, moved = (np.log(grid[i] / grid[high]) / np.log(grid[low] / grid[high]) for grid in (before, after))
+        assert share == pytest.approx(moved, rel=1e-5)
+    last = with_level(schedule, at[3], 0.5).sigmas
+    assert last[at[3] + 1 :] == pytest.approx([level / 2 for level in before[at[3] + 1 :]])
+
+
 def test_what_the_budget_leaves_is_spent_on_full_steps_but_for_a_front():
     for schedule in _walk(Space(50, 5.0, COST, ("free",)), 100):
         assert Space(50, 5.0, COST).spent(schedule) + 1 > 10 or not {"N", "X"} & set(schedule.letters)
@@ -114,13 +153,18 @@ def test_what_the_budget_leaves_is_spent_on_full_steps_but_for_a_front():
     assert min(spent) < 3 and max(spent) > 9
 
 
-def test_genes_drawn_one_by_one_become_a_schedule_within_the_budget():
-    space, rng = Space(25, 3.0, COST, ("free",)), np.random.default_rng(1)
+@pytest.mark.parametrize("family", ["free", "levels"])
+def test_genes_drawn_one_by_one_become_a_schedule_within_the_budget(family):
+    space, rng = Space(25, 3.0, COST, (family,), sigmas=_grid(25)), np.random.default_rng(1)
+
+    def drawn(gene):
+        if isinstance(gene, CategoricalDistribution):
+            return rng.choice(gene.choices)
+        draw = rng.uniform if isinstance(gene, FloatDistribution) else lambda low, high: int(rng.integers(low, high + 1))
+        return draw(gene.low, gene.high)
+
     for _ in range(100):
-        genes = {
-            name: rng.choice(gene.choices) if hasattr(gene, "choices") else int(rng.integers(gene.low, gene.high + 1))
-            for name, gene in space.distributions().items()
-        }
+        genes = {name: drawn(gene) for name, gene in space.distributions().items()}
         schedule = space.filled(space.decode(genes))
         assert len(schedule) == 25 and space.spent(schedule) <= space.budget
         assert space.spent(schedule) + 1 > space.budget or not {"N", "X"} & set(schedule.letters)

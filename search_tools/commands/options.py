@@ -14,6 +14,7 @@ import typer
 from flexi_core.demo.sampling import SAMPLERS, SCHEDULERS
 from flexi_core.errors import FlexiError
 
+from ..space import FAMILIES
 from ..strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 Sampler = Enum("Sampler", {name: name for name in SAMPLERS})
 Scheduler = Enum("Scheduler", {name: name for name in SCHEDULERS})
-SpaceChoice = Enum("SpaceChoice", {"all": "all", "paper": "paper", "paper-x": "paper-x", "free": "free"})
+SpaceChoice = Enum("SpaceChoice", {name: name for name in ("all", *FAMILIES)})
 Strategy = Enum("Strategy", {name: name for name in STRATEGIES})
 UNetFile = Annotated[
     Path | None,

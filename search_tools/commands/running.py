@@ -64,7 +64,7 @@ def _run(study: Study, backend: Backend, settings: SearchSettings, **how: Any) -
         space = with_guesses(
             study,
             backend,
-            settings.space(backend.cost),
+            settings.space(backend.cost, backend.identity["sigmas"]),
             settings.guesses,
             lambda done, total: bar("sensitivities", done, total),
         )

@@ -72,7 +72,10 @@ def search(
     ),
     space: Annotated[
         SpaceChoice,
-        typer.Option(help="paper: equal segments, removed null steps; paper-x: extrapolated ones; free: any segments."),
+        typer.Option(
+            help="paper: equal segments, removed null steps; paper-x: extrapolated ones; free: any segments; levels: full "
+            "steps at noise levels of their own."
+        ),
     ] = SpaceChoice.all,
     samples: Annotated[
         int, typer.Option("--samples", "--seeds", min=16, help="Teacher samples to compare with, each from a seed of its own.")
