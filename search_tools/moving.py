@@ -28,6 +28,7 @@ from .levels import shortest, with_level
 
 FIRST_STRIDE, LEAST_STRIDE = 0.25, 0.03  # of the way to the next full step
 SHARE = 0.25  # of a search's minutes
+TRIES = 2  # times its evaluations
 _MOVES = "flexi:moves"  # of the study: by schedule
 
 

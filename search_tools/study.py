@@ -19,7 +19,7 @@ from .evolution import FINISHED
 from .fitness import Evaluation, Fitness
 from .heartbeat import Heartbeat
 from .judge import Row
-from .moving import SHARE, best_moved, move_levels
+from .moving import SHARE, TRIES, best_moved, move_levels
 from .settings import SearchSettings
 from .space import Space
 from .storage import open_storage, shown, storage_errors
@@ -183,7 +183,7 @@ def _run(
                 move_levels(
                     study,
                     fitness,
-                    evaluations,
+                    TRIES * evaluations if evaluations else None,
                     60 * SHARE * minutes if minutes else None,
                     lambda left: on_progress(SearchState(len(trials), seconds, left, best_of(study), moving=True)),
                 )

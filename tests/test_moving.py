@@ -195,14 +195,14 @@ def test_a_descent_that_is_cut_off_goes_on_where_it_was(searched):
         before = fitness.fits
         fitness.fails_at = before + tries
         with pytest.raises(KeyboardInterrupt):
-            move_levels(study, fitness, 30)
+            move_levels(study, fitness, 60)
         assert sum(len(known["tries"]) for known in study.user_attrs.get("flexi:moves", {}).values()) == tries - 1
-        move_levels(study, fitness, 30)
+        move_levels(study, fitness, 60)
         assert fitness.fits - before == len(moves_of(whole)["tries"]) + 2, "the try that was cut off, and the result"
         found = best_moved(study, best_trial(study))
         assert (found.schedule, found.final) == (expected.schedule, expected.final)
         at = fitness.fits
-        move_levels(study, fitness, 30)
+        move_levels(study, fitness, 60)
         move_levels(study, fitness, 1)
         assert fitness.fits == at and best_moved(study, best_trial(study)).schedule == expected.schedule
 
@@ -211,12 +211,12 @@ def test_a_descent_that_goes_on_keeps_what_it_had_until_it_has_better(searched):
     fitness = Valley()
     study, first = searched(fitness, 6)
     assert first.best.schedule.sigmas is not None
-    fitness.fails_at = fitness.fits + 4
+    fitness.fails_at = fitness.fits + 10
     with pytest.raises(KeyboardInterrupt):
-        move_levels(study, fitness, 30)
+        move_levels(study, fitness, 60)
     assert best_of(study) == first.best
     fitness.luck = 10.0
-    move_levels(study, fitness, 30)
+    move_levels(study, fitness, 60)
     assert best_of(study) == first.best, "what went on was worse on unseen samples"
     assert moves_of(study)["judged"] == len(moves_of(study)["tries"]) > 6
 
@@ -239,7 +239,7 @@ def test_a_new_best_candidate_takes_the_place_of_a_moved_one_only_where_it_is_ne
 def test_moves_are_no_more_than_asked_for_and_none_are_made_without_time(searched):
     fitness = Valley()
     study, _ = searched(fitness, 3)
-    assert len(moves_of(study)["tries"]) == 3
+    assert len(moves_of(study)["tries"]) == 2 * 3
     study.set_user_attr("flexi:moves", {})
     move_levels(study, fitness, seconds=0.0)
     known = moves_of(study)
@@ -263,8 +263,7 @@ def test_levels_that_leave_some_samples_far_off_are_not_moved(searched):
 
 def test_levels_that_cannot_be_bettered_stay(searched):
     study, result = searched(Valley(wanted=GRID), 30)
-    assert result.best.schedule.sigmas is None and len(moves_of(study)["tries"]) == 30
-    move_levels(study, Valley(wanted=GRID))
+    assert result.best.schedule.sigmas is None
     assert len(moves_of(study)["tries"]) == 5 * 2 * 4, "every step, both ways, at every stride"
 
 
@@ -274,9 +273,9 @@ def test_a_front_is_not_moved(searched):
 
 
 def test_the_levels_of_a_real_schedule_are_moved_nearer_to_the_teacher(tmp_path):
-    backend = EmbeddedBackend(TeacherSettings("dpmpp_2m", steps=12), tmp_path / "teacher")
-    settings = SearchSettings.of(backend, 3.0, samples=8, families=("free",), guesses=0, finalists=0)
-    fitness = Fitness(backend, (4, 8))
+    backend = EmbeddedBackend(TeacherSettings("dpmpp_2m", steps=9), tmp_path / "teacher")
+    settings = SearchSettings.of(backend, 3.0, samples=6, families=("free",), guesses=0, finalists=0)
+    fitness = Fitness(backend, (3, 6))
     study = open_study(f"sqlite:///{tmp_path}/s.db", "s", settings)
     result = run_search(study, settings.space(backend.cost), fitness, evaluations=4)
     still = best_trial(study)
