@@ -41,7 +41,7 @@ def main(
     steps: Annotated[int, typer.Option(min=8, help="The teacher's.")] = 25,
     full: Annotated[str, typer.Option(help="Numbers of full steps, separated by commas.")] = "7,8,9,10",
     cfgs: Annotated[str, typer.Option(help="Guidance scales, separated by commas.")] = "3,1",
-    evaluations: Annotated[int, typer.Option(min=1, help="Candidates of each search; twice as many tries of moved levels.")] = 30,
+    evaluations: Annotated[int, typer.Option(min=1, help="Candidates of each search; moves are twice as many.")] = 30,
     search_samples: Annotated[int, typer.Option(help="To search with.")] = 32,
     samples: Annotated[int, typer.Option(min=2, help="To judge on.")] = 48,
     folder: Annotated[Path, typer.Option(help="Where the studies are kept.")] = Path("flexi_benchmark"),
