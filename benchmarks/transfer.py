@@ -3,7 +3,7 @@
     python benchmarks/transfer.py --dit scene_dit.safetensors --folder flexi_rivals   # after benchmarks/rivals.py, 5 minutes
 
 The searched schedules of `rivals.py` (wider space) of the embedded U-Net are sampled on the small transformer and the other way
-round, under the same solver and step count: as they are (without their noise levels, which fit their own model alone), with
+round, under the same solver and step count: as they are (moved noise levels at the same places of the other grid), with
 linear extrapolation in place of their blends, and with blends fitted to the new teacher. Beside them the schedule that was
 searched there, and as few plain steps. Judged on seeds that no search has seen; written to benchmarks/results/transfer.md.
 """
@@ -11,10 +11,12 @@ searched there, and as few plain steps. Judged on seeds that no search has seen;
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import optuna
 import typer
 from rival_tables import OURS
@@ -26,6 +28,7 @@ from flexi_core import FlexiError, Schedule
 from flexi_core.files import replace_file
 from flexi_core.metrics import data_range, psnr_db
 from search_tools.comfyui_host import open_host
+from search_tools.levels import shortest
 from search_tools.study import best_of
 from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS
 
@@ -43,9 +46,26 @@ def found(folder: Path, bed: str) -> dict[str, Schedule]:
 
 
 def unblended(schedule: Schedule) -> Schedule:
-    """Return a schedule with linear extrapolation in place of its blends, at the run's own noise levels."""
+    """Return a schedule with linear extrapolation in place of its blends."""
     segments = tuple(replace(segment, blend=None) for segment in schedule.segments)
-    return replace(schedule, segments=segments, order=1, sigmas=None)
+    return replace(schedule, segments=segments, order=1)
+
+
+def placed(schedule: Schedule, own: Sequence[float], other: Sequence[float]) -> Schedule:
+    """Return a schedule with its noise levels at the same places of another run's grid.
+
+    Args:
+        schedule: whose levels lie on `own`.
+        own, other: sigmas [n + 1] that end at 0; between two of them places are even in log sigma, in the last step in sigma.
+    """
+    if schedule.sigmas is None:
+        return schedule
+    last, levels = len(own) - 2, np.array(schedule.sigmas)
+    upper, (logs, onto) = levels >= own[-2], (np.log(np.array(grid[:-1])) for grid in (own, other))
+    steps = np.arange(last + 1)
+    places = np.interp(-np.log(np.maximum(levels, own[-2])), -logs, steps)
+    moved = np.where(upper, np.exp(np.interp(places, steps, onto)), levels / own[-2] * other[-2])
+    return replace(schedule, sigmas=tuple(map(shortest, moved)))
 
 
 def main(
@@ -62,7 +82,8 @@ def main(
     lines = [
         "# A schedule on another model than its own",
         "",
-        f"Made by `python benchmarks/transfer.py`: PSNR to the teacher, dB, {samples} unseen seeds; fitted on {FITTED_ON}.",
+        f"Made by `python benchmarks/transfer.py`: PSNR to the teacher, dB, {samples} unseen seeds; fitted on {FITTED_ON}. "
+        "Moved noise levels are taken to the same places of the other model's grid.",
         "",
         "| used on | MACs | searched there | searched on the other model: as it is | without its blends | blends fitted anew "
         "| as few plain steps |",
@@ -78,7 +99,8 @@ def main(
                 return float(psnr_db(backend.pictures(made), teacher, data_range(teacher)).mean())
 
             for speedup in sorted(own.keys() & foreign.keys()):
-                schedule = foreign[speedup]
+                grids = (backends[name].identity["sigmas"] for name in (there, here))
+                schedule = placed(foreign[speedup], *grids)
                 refitted, _ = backend.fit(unblended(schedule), SEARCH_SEEDS, FITTED_ON)
                 count = round(len(schedule) / float(speedup.removesuffix("x")))
                 cells = [quality(each) for each in (own[speedup], schedule, unblended(schedule), refitted)]
