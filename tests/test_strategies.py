@@ -101,3 +101,16 @@ def test_a_space_with_reused_guidance_is_searched_by_every_kind_of_strategy(stra
     texts = _texts(_search(strategy, TRIALS, space=space))
     assert any("f" in text for text in texts)
     assert all(space.spent(Schedule.parse(text)) <= space.budget for text in texts)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_noise_levels_of_their_own_are_searched_by_every_strategy_and_after_a_stop_too(strategy):
+    grid = (*(14.6 * 0.75**i for i in range(20)), 0.0)
+    space = Space(20, 5.0, COST, ("levels",), front=strategy == "nsga2", sigmas=grid)
+    whole = _search(strategy, TRIALS, space=space)
+    schedules = [Schedule.parse(text) for text in _texts(whole)]
+    seeds = {str(seed) for seed in space.seeds()}
+    assert all(schedule.sigmas and space.spent(schedule) <= space.budget for schedule in schedules)
+    assert len({str(schedule) for schedule in schedules} - seeds) > 20
+    parts = _search(strategy, 23, space=space)
+    assert _texts(_search(strategy, TRIALS - 23, study=parts, space=space)) == _texts(whole)
