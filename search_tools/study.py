@@ -27,6 +27,7 @@ from .strategies import ask_schedule, directions, make_sampler
 from .teacher import JUDGE_SEEDS
 
 _SETTINGS = "flexi:settings"
+_MOST_RESERVED = 0.5  # of the minutes: finals that take longer than that go beyond them
 _POLL = 0.5  # seconds between two looks at the last candidates of the other workers
 
 
@@ -166,6 +167,7 @@ def _run(
             if minutes is not None:
                 if finals:
                     reserved = _finals_minutes(trials, fitness, settings) + (SHARE * minutes if settings.moves else 0.0)
+                    reserved = min(reserved, _MOST_RESERVED * minutes)
                 minutes_left -= (fitness.teacher_seconds + spent_seconds()) / 60 + reserved
             left = _seconds_left(len(trials), seconds / (1 + at_work), minutes_left, evaluations)
             on_progress(SearchState(len(trials), seconds, left + 60 * reserved, best_of(study)))
@@ -241,11 +243,13 @@ def _seconds(finished: list[FrozenTrial]) -> float:
 def _finals_minutes(finished: list[FrozenTrial], fitness: Fitness, settings: SearchSettings) -> float:
     """Return the time that the finals will take: their samples are twice as many, and so are the teacher's.
 
-    What noise levels moved come to is evaluated once more, and meets its start there.
+    What noise levels moved come to is evaluated once more, and meets its start there. Of what was evaluated in the search
+    only the other half of the samples is new, but for steps that reuse guidance.
     """
     judged = [trial.user_attrs["seconds"] for trial in finished if trial.state is TrialState.COMPLETE]
     longest = max(judged, default=0.0)  # without predictions to take over
-    evaluated = 2 * settings.finalists + settings.moves * (3 if settings.finalists else 5)
+    new = 2 if settings.reuse_guidance else 1
+    evaluated = new * settings.finalists + settings.moves * (2 * new if settings.finalists else 3 * new)
     return (evaluated * longest + fitness.teacher_seconds * (evaluated > 0)) / 60
 
 
