@@ -64,7 +64,7 @@ class Searched:
 
 
 def main(
-    only: Annotated[str | None, typer.Option(help=f"One row: {', '.join(ROWS)}; or savings.")] = None,
+    only: Annotated[str | None, typer.Option(help=f"One row: {', '.join(ROWS)}; or strategies, or savings.")] = None,
     evaluations: Annotated[int, typer.Option(help="Candidates of each search.")] = 100,
     seeds: Annotated[int, typer.Option(help="Searches of each strategy.")] = 3,
     samples: Annotated[int, typer.Option(help="To search with.")] = 32,
@@ -75,15 +75,15 @@ def main(
     folder: Annotated[Path, typer.Option(help="Where the studies are kept.")] = Path("flexi_benchmark"),
 ) -> None:
     """Search, judge, and write the tables."""
-    if only is not None and only not in (*ROWS, "savings"):
-        raise typer.BadParameter(f"known: {', '.join(ROWS)}, savings", param_hint="--only")
+    if only is not None and only not in (*ROWS, "strategies", "savings"):
+        raise typer.BadParameter(f"known: {', '.join(ROWS)}, strategies, savings", param_hint="--only")
     folder.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(exist_ok=True)
     backend = EmbeddedBackend(TEACHER)
     judge = Judge(backend, judged, progress=lambda row, done, total: None)
     bench = Bench(backend, judge, f"sqlite:///{folder / 'search.db'}", evaluations, samples, fit)
     if only != "savings":
-        found = {row: [bench.search(row, seed) for seed in range(seeds)] for row in ([only] if only else ROWS)}
+        found = {row: [bench.search(row, seed) for seed in range(seeds)] for row in ([only] if only in ROWS else ROWS)}
         guided = 2 * TEACHER.steps * backend.cost.full_macs  # with and without the prompt
         write_strategies(found, evaluations, samples, judged, guided, fit)
     if only in (None, "savings"):
