@@ -28,6 +28,11 @@ def karras_levels(sigmas: Sequence[float], count: int, rho: float) -> list[float
     return [float((high + u * (low - high)) ** rho) for u in np.linspace(0, 1, count)]
 
 
+def even_edges(steps: int, parts: int) -> list[int]:
+    """Return where each of the parts of a run begins, and the end: as equal as whole steps allow."""
+    return [round(i * steps / parts) for i in range(parts + 1)]
+
+
 def at_levels(levels: Sequence[float], sigmas: Sequence[float]) -> Schedule:
     """Return full steps at noise levels, spread evenly over a run's steps, with extrapolated steps between them.
 
@@ -38,7 +43,7 @@ def at_levels(levels: Sequence[float], sigmas: Sequence[float]) -> Schedule:
         sigmas: of the run [n + 1].
     """
     steps, count, levels = len(sigmas) - 1, len(levels), [*map(shortest, levels)]
-    edges = [round(i * steps / count) for i in range(count + 1)]
+    edges = even_edges(steps, count)
     grid: list[float] = []
     for (start, stop), high, low in zip(pairwise(edges), levels, [*levels[1:], None], strict=True):
         shares = [i / (stop - start) for i in range(stop - start)]

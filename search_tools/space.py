@@ -19,7 +19,7 @@ from flexi_core.errors import FlexiError
 from flexi_core.presets import deepcache, segments_for_speedup, uniform
 from flexi_core.schedule import Schedule, Segment, StepKind
 
-from .levels import at_levels, full_levels, karras_levels
+from .levels import at_levels, even_edges, full_levels, karras_levels
 
 FAMILIES = ("paper", "paper-x", "free", "levels")
 # `paper`: equal segments, per segment branch and interval, null steps removed (Flexiffusion, arXiv 2409.17566).
@@ -489,6 +489,5 @@ def _null_of(family: str) -> StepKind:
 
 
 def _lengths(steps: int, segments: int) -> list[int]:
-    """Return the lengths of `segments` equal parts of a run, as equal as whole steps allow."""
-    edges = [round(i * steps / segments) for i in range(segments + 1)]
-    return [b - a for a, b in pairwise(edges)]
+    """Return the lengths of `segments` equal parts of a run."""
+    return [b - a for a, b in pairwise(even_edges(steps, segments))]
