@@ -1,6 +1,6 @@
 """The ready-made schedules: placements of full steps that serve every testbed, chosen by measurement.
 
-    python benchmarks/presets.py --dit scene_dit.safetensors --comfyui ~/comfy/ComfyUI   # a quarter of an hour on one core
+    python benchmarks/presets.py --dit scene_dit.safetensors --comfyui ~/comfy/ComfyUI   # about an hour on one core
 
 For every wanted speed-up and step count, several placements of the full steps are sampled on four testbeds: the embedded U-Net
 and the small transformer of `scene_dit.py`, each with Euler and dpmpp_2m. The one that is furthest ahead of the same solver
@@ -35,8 +35,10 @@ from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
 
 RESULTS = Path(__file__).parent / "results"
 SPEEDUPS, STEPS = (1.5, 2.0, 3.0, 5.0), (20, 25, 30, 50)
-BENDS = ((1.0, 1.0), (0.8, 1.0), (1.3, 1.0), (1.0, 1.25), (1.0, 1.6), (1.3, 1.3), (0.8, 1.4))  # towards the start, the end
-BLENDS = ((1.0, 1.0), (1.0, 0.7), (1.0, 0.4), (1.0, 0.8, 0.3))  # of every extrapolated stretch alike
+# Towards the start, the end. Bent to both, the places are about those of a grid of Karras et al. (2022).
+BENDS = ((1.0, 1.0), (0.8, 1.0), (1.3, 1.0), (1.0, 1.25), (1.0, 1.6), (0.8, 1.4))
+BENDS += ((1.3, 1.3), (1.3, 1.6), (1.6, 1.6), (1.3, 2.0), (1.6, 2.0))
+BLENDS = ((1.0, 1.0), (1.0, 0.7), (1.0, 0.4), (1.0, 0.8, 0.3), (1.0, 1.0, 0.3))  # of every extrapolated stretch alike
 _err = Console(stderr=True)
 
 
@@ -103,7 +105,7 @@ def choose(beds: list[Bed], steps: int, speedup: float, samples: int) -> Schedul
 def main(
     dit: Annotated[Path, typer.Option(help="Weights of scene_dit.py.")],
     comfyui: Annotated[str, typer.Option(help="A ComfyUI checkout.")] = "~/comfy/ComfyUI",
-    samples: Annotated[int, typer.Option(help="To choose on.")] = 1,
+    samples: Annotated[int, typer.Option(help="To choose on.")] = 2,
     judged: Annotated[int, typer.Option(help="To judge on.")] = 8,
     out: Annotated[Path, typer.Option(help="The presets' file; what it has for other step counts stays.")] = FAMILY,
 ) -> None:

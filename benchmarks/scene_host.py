@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,20 +10,22 @@ from typing import Any
 
 import torch
 
-from flexi_core.cost import NetworkCost, run_macs
+from flexi_core.cost import NetworkCost
 from flexi_core.demo.classifier import load_classifier
 from flexi_core.demo.sampling import make_noise
 from flexi_core.demo.scenes import Caption, captions_of, random_attributes
 from flexi_core.errors import FlexiError
 from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.presets import all_full
-from flexi_core.replay import PredictionStore, Replay, ReplayMiss
+from flexi_core.replay import Replay
+from flexi_core.run import StepRecord
 from flexi_core.schedule import Schedule
-from search_tools.backend import SampleProgress, Samples
-from search_tools.fitting import BlendFitter, Observe
+from search_tools.backend import SampleProgress
+from search_tools.batches import BatchedBackend
+from search_tools.fitting import Observe
 from search_tools.teacher import TeacherSettings, TeacherStore
 
-BATCH = 16
+BATCH = BatchedBackend.batch
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class SceneFeatures:
             return [logits.softmax(dim=1) for logits in self.classifier(self._pictures(latents)).values()]
 
 
-class SceneBackend:
+class SceneBackend(BatchedBackend):
     """Samples, features and costs of a scene model in the host, under one teacher's settings.
 
     Sample `seed + i` has the noise and the caption of the embedded back end's, whatever else is sampled beside it.
@@ -165,78 +166,28 @@ class SceneBackend:
                 torch.zeros_like(noise),
                 disable_pbar=True,
                 seed=seed,
-                callback=None if progress is None else lambda step, _, __, total: progress((step + 1) * count, total * count),
+                callback=None if progress is None else lambda step, _, __, total: progress(step + 1, total),
             )
 
-    def sample(
-        self,
-        schedule: Schedule,
-        seed: int,
-        count: int,
-        *,
-        steps: int | None = None,
-        progress: SampleProgress | None = None,
-        predictions: PredictionStore | None = None,
-    ) -> Samples:
-        """Sample under a schedule; see `Backend.sample`."""
-        latents, macs, total = [], 0.0, count * (steps or self.settings.steps)
-        began = time.perf_counter()
-        for at in range(0, count, BATCH):
-            rows = min(BATCH, count - at)
-            latent, spent = self._sample_batch(schedule, seed + at, rows, steps, predictions)
-            latents.append(latent)
-            macs += spent
-            if progress is not None:
-                progress((at + rows) * total // count, total)
-        return Samples(torch.cat(latents), time.perf_counter() - began, macs)
-
-    def fit(
-        self, schedule: Schedule, seed: int, count: int, predictions: PredictionStore | None = None
-    ) -> tuple[Schedule, float]:
-        """Return a schedule with fitted blends, and the MACs that its runs took; see `Backend.fit`."""
-        batches = [(seed + at, min(BATCH, count - at)) for at in range(0, count, BATCH)]
-        return self._fitter.fit(schedule, batches, predictions)
-
-    @cached_property
-    def _fitter(self) -> BlendFitter:
-        def observed(
-            schedule: Schedule, batch: tuple[int, int], observe: Observe, predictions: PredictionStore | None
-        ) -> float:
-            return self._sample_batch(schedule, *batch, None, predictions, observe)[1]
-
-        return BlendFitter(observed)
-
-    def _sample_batch(
+    def draw_batch(
         self,
         schedule: Schedule,
         seed: int,
         rows: int,
+        *,
         steps: int | None,
-        predictions: PredictionStore | None,
-        observe: Observe | None = None,
-    ) -> tuple[torch.Tensor, float]:
+        progress: SampleProgress | None,
+        replay: Callable[[], Replay] | None,
+        observe: Observe | None,
+    ) -> tuple[torch.Tensor, list[StepRecord]]:
+        """Sample one batch; see `BatchedBackend.draw_batch`."""
         from flexi_core.host import apply_schedule
 
-        def run(replay: Callable[[], Replay] | None) -> tuple[torch.Tensor, float]:
-            patched, handle = apply_schedule(self.scenes.model, schedule, replay=replay, observe=observe)
-            latent = self.draw(patched, seed, rows, steps=steps)
-            if handle.report.run is None:
-                raise FlexiError(f"the host did not sample under {schedule}: {' '.join(handle.report.notes)}")
-            return latent, run_macs(handle.report.run.records, self.cost)
-
-        try:
-            return run(None if predictions is None else lambda: Replay(predictions, (seed, rows, steps)))
-        except ReplayMiss:
-            return run(None)
-
-    def teacher(self, seed: int, count: int, progress: SampleProgress | None = None) -> torch.Tensor:
-        """Return the teacher's latents [count, ...], from the store where they are."""
-        stored = self._store.get(seed, count)
-        if stored is not None:
-            return stored
-        latents = self.sample(all_full(self.settings.steps), seed, count, progress=progress).latents
-        self._store.put(seed, latents)
-        return latents
+        patched, handle = apply_schedule(self.scenes.model, schedule, replay=replay, observe=observe)
+        latents = self.draw(patched, seed, rows, steps=steps, progress=progress)
+        if handle.report.run is None:
+            raise FlexiError(f"the host did not sample under {schedule}: {' '.join(handle.report.notes)}")
+        return latents, handle.report.run.records
 
     def attributes(self, seed: int, count: int) -> torch.Tensor:
         """Return the caption attributes [count, 5] of samples seed, seed + 1, ..."""

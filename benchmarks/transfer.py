@@ -98,7 +98,7 @@ def main(
                 made = backend.sample(schedule, JUDGE_SEEDS, samples, steps=steps).latents
                 return float(psnr_db(backend.pictures(made), teacher, data_range(teacher)).mean())
 
-            for speedup in sorted(own.keys() & foreign.keys()):
+            for speedup in sorted(own.keys() & foreign.keys(), key=lambda speedup: float(speedup.removesuffix("x"))):
                 grids = (backends[name].identity["sigmas"] for name in (there, here))
                 schedule = placed(foreign[speedup], *grids)
                 refitted, _ = backend.fit(unblended(schedule), SEARCH_SEEDS, FITTED_ON)

@@ -10,7 +10,6 @@ import copy
 import hashlib
 import logging
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,30 +17,31 @@ from typing import Any
 
 import torch
 
-from flexi_core.cost import NetworkCost, run_macs
+from flexi_core.cost import NetworkCost
 from flexi_core.errors import FlexiError
 from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.presets import all_full
-from flexi_core.replay import PredictionStore, Replay, ReplayMiss
+from flexi_core.replay import Replay
 from flexi_core.report import RunReport
+from flexi_core.run import StepRecord
 from flexi_core.schedule import Schedule
 
 from . import workflow
-from .backend import Features, SampleProgress, Samples
+from .backend import Features, SampleProgress
+from .batches import BatchedBackend
 from .comfyui_host import open_host
-from .fitting import BlendFitter, Observe
+from .fitting import Observe
 from .teacher import TeacherSettings, TeacherStore
 
 log = logging.getLogger(__name__)
 
 _PROBED_STEPS = 3  # the shortest run that every sampler of the host makes
 # Functions of other packs that may remember what they saw: a prediction taken from a store would pass them by.
-_FIT_SAMPLES = 4  # one after the other; twice as many gained 0.3 dB in trials
 _LISTENERS = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function", "model_function_wrapper")
 _UNNAMED = "custom"  # sigmas that no scheduler node made
 
 
-class ComfyBackend:
+class ComfyBackend(BatchedBackend):
     """Samples, features and costs of a workflow's sampling node, all steps full being the teacher.
 
     Sample `seed + i` has that seed and, of several prompts, the one at its place.
@@ -59,6 +59,9 @@ class ComfyBackend:
     Raises:
         FlexiError: the host, the workflow, or a node in it cannot do what is asked.
     """
+
+    batch = 1
+    most_fitted = 4  # one after the other; twice as many gained 0.3 dB in trials
 
     def __init__(
         self,
@@ -98,8 +101,7 @@ class ComfyBackend:
         self._latent_shape = tuple(latent.shape[1:])
         self.features = self._features(clip_vision, latent)
         made_from = [_without_seed(each) for each in self._inputs], str(self._model.load_device)
-        self._key = _digest(made_from)[:16]
-        self._store = TeacherStore(self.settings, {**self.identity, "inputs": self._key}, store_folder)
+        self._store = TeacherStore(self.settings, {**self.identity, "inputs": _digest(made_from)[:16]}, store_folder)
         if self._is_noiseless:
             log.warning("the sampling node adds no noise: every seed may give the same picture")
 
@@ -153,62 +155,6 @@ class ComfyBackend:
             raise FlexiError(f"{folder} cannot be made ({error.strerror or error}); give --out") from error
         return folder / f"{re.sub(r'[^A-Za-z0-9_.+=-]+', '_', self._spec['name'])}_{speedup:g}x.json"
 
-    def sample(
-        self,
-        schedule: Schedule,
-        seed: int,
-        count: int,
-        *,
-        steps: int | None = None,
-        progress: SampleProgress | None = None,
-        predictions: PredictionStore | None = None,
-    ) -> Samples:
-        """Sample under a schedule.
-
-        Args:
-            schedule: of the run's length.
-            seed: of the first sample.
-            count: of samples.
-            steps: another step count than the teacher's, on the scheduler's own grid; where the sampling node is given its
-                noise levels, on theirs, resampled in log sigma.
-            progress: called with the samples' steps done and the steps in all.
-            predictions: where network evaluations are looked up before they are computed, and kept.
-        """
-        total = steps or self.settings.steps
-        latents, macs = [], 0.0
-        began = time.perf_counter()
-        for i in range(count):
-            inner = None if progress is None else lambda done, n, i=i: progress(i * total + done * total // n, count * total)
-            latent, report = self._sample_one(schedule, seed + i, steps, inner, predictions)
-            latents.append(latent)
-            macs += run_macs(report.run.records, self.cost)
-            if progress is not None:
-                progress((i + 1) * total, count * total)
-        return Samples(torch.cat(latents), time.perf_counter() - began, macs)
-
-    def fit(
-        self, schedule: Schedule, seed: int, count: int, predictions: PredictionStore | None = None
-    ) -> tuple[Schedule, float]:
-        """Return a schedule with fitted blends, and the MACs that its runs took; see `Backend.fit`."""
-        return self._fitter.fit(schedule, range(seed, seed + min(count, _FIT_SAMPLES)), predictions)
-
-    @cached_property
-    def _fitter(self) -> BlendFitter:
-        def observed(schedule: Schedule, seed: int, observe: Observe, predictions: PredictionStore | None) -> float:
-            _, report = self._sample_one(schedule, seed, None, None, predictions, observe)
-            return run_macs(report.run.records, self.cost)
-
-        return BlendFitter(observed)
-
-    def teacher(self, seed: int, count: int, progress: SampleProgress | None = None) -> torch.Tensor:
-        """Return the teacher's latents [count, ...], from the store where they are."""
-        stored = self._store.get(seed, count)
-        if stored is not None:
-            return stored
-        latents = self.sample(all_full(self.settings.steps), seed, count, progress=progress).latents
-        self._store.put(seed, latents)
-        return latents
-
     @torch.inference_mode()
     def pictures(self, latents: torch.Tensor) -> torch.Tensor:
         """Return what people look at [N, C, H, W], -1..1: decoded where the workflow decodes, of a film the middle frame."""
@@ -217,10 +163,6 @@ class ComfyBackend:
         images = torch.cat([self._vae.decode(row[None]).cpu() for row in latents])  # [N, (T,) H, W, C]
         images = images[:, images.shape[1] // 2] if images.ndim == 5 else images
         return images.movedim(-1, 1) * 2 - 1
-
-    def caption_accuracy(self, latents: torch.Tensor, seed: int) -> torch.Tensor | None:
-        """Return None: nothing here reads whether a picture is what its prompt asks."""
-        return None
 
     @property
     def _model(self) -> Any:
@@ -290,39 +232,34 @@ class ComfyBackend:
             raise FlexiError(f"node {self._node} ({self._kind}) cannot be searched for: {notes}")
         return levels[0], handle.report, latent
 
-    def _sample_one(
+    def draw_batch(
         self,
         schedule: Schedule,
         seed: int,
+        rows: int,
+        *,
         steps: int | None,
         progress: SampleProgress | None,
-        predictions: PredictionStore | None,
-        observe: Observe | None = None,
-    ) -> tuple[torch.Tensor, RunReport]:
-        inputs = self._inputs[seed % len(self._inputs)]
-        kind = self._kind
+        replay: Callable[[], Replay] | None,
+        observe: Observe | None,
+    ) -> tuple[torch.Tensor, list[StepRecord]]:
+        """Sample one picture; see `BatchedBackend.draw_batch`.
+
+        Another step count is on the scheduler's own grid; where the sampling node is given its noise levels, on theirs,
+        resampled in log sigma.
+        """
+        kind, inputs = self._kind, self._inputs[seed % len(self._inputs)]
         if steps is not None:
             kind, inputs = self._with_steps(inputs, steps)
-        replay = None
-        if predictions is not None and self._forgets:
-            scope = (self._key, seed, steps)
-            replay = lambda: Replay(predictions, scope)  # noqa: E731 (made anew for every run)
-
-        def run(replay: Callable[[], Replay] | None) -> tuple[torch.Tensor, RunReport]:
-            patched, handle = self._apply_schedule(self._model_of(inputs), schedule, replay=replay, observe=observe)
-            latent = self._call(inputs, patched, seed, progress, kind)
-            if handle.report is None or handle.report.run is None:
-                notes = " ".join(handle.report.notes) if handle.report else "it made no run"
-                raise FlexiError(f"node {self._node} ({self._kind}) did not sample under the schedule: {notes}")
-            return latent, handle.report
-
-        try:
-            return run(replay)
-        except ReplayMiss:
-            return run(None)
+        patched, handle = self._apply_schedule(self._model_of(inputs), schedule, replay=replay, observe=observe)
+        latent = self._call(inputs, patched, seed, progress, kind)
+        if handle.report is None or handle.report.run is None:
+            notes = " ".join(handle.report.notes) if handle.report else "it made no run"
+            raise FlexiError(f"node {self._node} ({self._kind}) did not sample under the schedule: {notes}")
+        return latent, handle.report.run.records
 
     @cached_property
-    def _forgets(self) -> bool:
+    def replays(self) -> bool:
         """Whether a prediction depends on its step alone, as far as can be seen; guidance with a memory does not."""
         listening = [name for name in _LISTENERS if self._model.model_options.get(name)]
         if listening:

@@ -1,37 +1,33 @@
-"""What the back ends of small models share: sampling under a schedule, the stored teacher, identity and cost."""
+"""What the back ends of small models share: a batch under a schedule, identity and cost."""
 
 from __future__ import annotations
 
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flexi_core.cost import NetworkCost, count_macs, run_macs
+from flexi_core.cost import NetworkCost, count_macs
 from flexi_core.demo.model import SmallModel
 from flexi_core.demo.sampling import SAMPLERS, SCHEDULERS, make_noise, sample
 from flexi_core.errors import FlexiError
-from flexi_core.extrapolation import Observer
 from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.plan import make_plan
-from flexi_core.presets import all_full
-from flexi_core.replay import PredictionStore, Replay, ReplayMiss
-from flexi_core.run import Run
+from flexi_core.replay import Replay
+from flexi_core.run import StepRecord
 from flexi_core.schedule import Schedule
 from flexi_core.unet_steps import NetworkCall
 
-from .backend import Features, SampleProgress, Samples
-from .fitting import BlendFitter, Observe
+from .backend import Features, SampleProgress
+from .batches import BatchedBackend
+from .fitting import Observe
 from .teacher import TeacherSettings, TeacherStore
 
-_BATCH = 16  # samples at once; more is no faster on a CPU
 
-
-class SmallModelBackend(ABC):
+class SmallModelBackend(BatchedBackend):
     """Samples, features and costs of a model of the embedded runtime under one teacher's settings.
 
     Sample `seed + i` has a noise and a prompt of its own, whatever else is sampled beside it.
@@ -97,101 +93,33 @@ class SmallModelBackend(ABC):
         context, _ = self.model.conditioning(self.prompts(0, 1), 1)
         return count_macs(self.model.unet, NetworkCall(torch.zeros(1, *self.model.latent_shape), torch.zeros(1), context))
 
-    def sample(
+    def draw_batch(
         self,
         schedule: Schedule,
         seed: int,
-        count: int,
+        rows: int,
         *,
-        steps: int | None = None,
-        progress: SampleProgress | None = None,
-        predictions: PredictionStore | None = None,
-    ) -> Samples:
-        """Sample under a schedule.
-
-        Args:
-            schedule: of the run's length.
-            seed: of the first sample.
-            count: of samples.
-            steps: another step count than the teacher's, on the scheduler's own grid.
-            progress: called with the samples' steps done and the steps in all.
-            predictions: where network evaluations are looked up before they are computed, and kept.
-        """
+        steps: int | None,
+        progress: SampleProgress | None,
+        replay: Callable[[], Replay] | None,
+        observe: Observe | None,
+    ) -> tuple[torch.Tensor, list[StepRecord]]:
+        """Sample one batch; see `BatchedBackend.draw_batch`."""
         sigmas = self.sigmas if steps is None else self.grid(steps)
-        latents, macs, total = [], 0.0, count * (len(sigmas) - 1)
-        noise, prompts = make_noise(seed, count, self.model.latent_shape), self.prompts(seed, count)
-        began = time.perf_counter()
-        for at in range(0, count, _BATCH):
-            rows = len(noise[at : at + _BATCH])
-            inner = None if progress is None else lambda i, n, at=at, rows=rows: progress(at * n + i * rows, total)
-            out, run = self._sample_batch(
-                schedule,
-                sigmas,
-                noise[at : at + _BATCH],
-                None if prompts is None else prompts[at : at + _BATCH],
-                inner,
-                predictions and Replay(predictions, (seed + at, rows, len(sigmas))),
-            )
-            latents.append(out)
-            macs += run_macs(run.records, self.cost)
-        seconds = time.perf_counter() - began
-        return Samples(torch.cat(latents), seconds, macs)
-
-    def fit(
-        self, schedule: Schedule, seed: int, count: int, predictions: PredictionStore | None = None
-    ) -> tuple[Schedule, float]:
-        """Return a schedule with fitted blends, and the MACs that its runs took; see `Backend.fit`."""
-        batches = [(seed + at, min(_BATCH, count - at)) for at in range(0, count, _BATCH)]
-        return self._fitter.fit(schedule, batches, predictions)
-
-    @cached_property
-    def _fitter(self) -> BlendFitter:
-        def observed(schedule: Schedule, batch: tuple[int, int], observe: Observe, predictions: PredictionStore | None):
-            seed, rows = batch
-            plan = make_plan(schedule, self.sigmas.tolist())
-            observer = observe(plan, SAMPLERS[self.settings.sampler])
-            noise, prompts = make_noise(seed, rows, self.model.latent_shape), self.prompts(seed, rows)
-            replay = predictions and Replay(predictions, (seed, rows, len(self.sigmas)))
-            _, run = self._sample_batch(schedule, self.sigmas, noise, prompts, None, replay, observer)
-            return run_macs(run.records, self.cost)
-
-        return BlendFitter(observed)
-
-    def _sample_batch(
-        self, schedule, sigmas, noise, prompts, progress, replay: Replay | None, observer: Observer | None = None
-    ) -> tuple[torch.Tensor, Run]:
-        def run(replay: Replay | None) -> tuple[torch.Tensor, Run]:
-            return sample(
-                self.model,
-                schedule,
-                sigmas,
-                noise,
-                prompts,
-                sampler=self.settings.sampler,
-                cfg=self.settings.cfg,
-                progress=progress,
-                replay=replay,
-                observer=observer,
-            )
-
-        try:
-            return run(replay)
-        except ReplayMiss:
-            return run(None)
-
-    def teacher(self, seed: int, count: int, progress: SampleProgress | None = None) -> torch.Tensor:
-        """Return the teacher's latents [count, C, H, W], from the store where they are."""
-        stored = self._store.get(seed, count)
-        if stored is not None:
-            return stored
-        latents = self.sample(all_full(self.settings.steps), seed, count, progress=progress).latents
-        self._store.put(seed, latents)
-        return latents
+        latents, run = sample(
+            self.model,
+            schedule,
+            sigmas,
+            make_noise(seed, rows, self.model.latent_shape),
+            self.prompts(seed, rows),
+            sampler=self.settings.sampler,
+            cfg=self.settings.cfg,
+            progress=progress,
+            replay=replay and replay(),
+            observer=observe and observe(make_plan(schedule, sigmas.tolist()), SAMPLERS[self.settings.sampler]),
+        )
+        return latents, run.records
 
     def pictures(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the latents: these models work on pixels, or on latents that nothing here decodes."""
         return latents
-
-    def caption_accuracy(self, latents: torch.Tensor, seed: int) -> torch.Tensor | None:
-        """Return None: nothing here can read the pictures of any model."""
-        return None
