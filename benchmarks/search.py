@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +70,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="Searches of each strategy.")] = 3,
     samples: Annotated[int, typer.Option(help="To search with.")] = 32,
     judged: Annotated[int, typer.Option(help="Samples to judge on.")] = 64,
-    fit: Annotated[
-        bool, typer.Option("--fit/--no-fit", help="Fit the blends of every candidate; all strategies gain.")
-    ] = False,
+    fit: Annotated[bool, typer.Option("--fit/--no-fit", help="Fit the blends of every candidate, as the search does.")] = True,
     folder: Annotated[Path, typer.Option(help="Where the studies are kept.")] = Path("flexi_benchmark"),
 ) -> None:
     """Search, judge, and write the tables."""
@@ -85,7 +84,7 @@ def main(
     if only != "savings":
         found = {row: [bench.search(row, seed) for seed in range(seeds)] for row in ([only] if only in ROWS else ROWS)}
         guided = 2 * TEACHER.steps * backend.cost.full_macs  # with and without the prompt
-        write_strategies(found, evaluations, samples, judged, guided, fit)
+        write_strategies(found, evaluations, samples, judged, guided)
     if only in (None, "savings"):
         write_savings({name: bench.search("evolution", 0, *switches) for name, switches in SAVINGS.items()}, samples)
 
@@ -133,15 +132,13 @@ def best_so_far(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return bests
 
 
-def write_strategies(
-    found: dict[str, list[Searched]], evaluations: int, samples: int, judged: int, sample_macs: float, fit: bool
-) -> None:
+def write_strategies(found: dict[str, list[Searched]], evaluations: int, samples: int, judged: int, sample_macs: float) -> None:
     """Write the table of strategies, every search's row, and the curves; `sample_macs` are those of one teacher sample."""
     lines = [
         f"# Strategies at {evaluations} candidates: {TEACHER.steps} {TEACHER.sampler} steps, {SPEEDUP:g}x, {samples} samples",
         "",
-        f"Made by `python benchmarks/search.py{' --fit' if fit else ''}`. Each search's best schedule, judged on "
-        f"{judged} unseen seeds: median over the searches' seeds (least to most).",
+        f"Made by `{_command()}`. Each search's best schedule, judged on {judged} unseen seeds: median over the searches' "
+        "seeds (least to most).",
         "",
         "| strategy | PSNR dB | rFID | MACs spent, in thousands of teacher samples |",
         "|-|-|-|-|",
@@ -171,8 +168,7 @@ def write_savings(found: dict[str, Searched], samples: int) -> None:
     lines = [
         f"# What makes candidates cheap: evolution, seed 0, {len(found['everything on'].rfid)} candidates, {samples} samples",
         "",
-        "Made by `python benchmarks/search.py --only savings`. MACs of the network spent on candidates; the best schedule",
-        "judged on unseen seeds.",
+        f"Made by `{_command()}`. MACs of the network spent on candidates; the best schedule judged on unseen seeds.",
         "",
         "| | GMAC spent | against everything on | PSNR dB | rFID |",
         "|-|-|-|-|-|",
@@ -181,6 +177,10 @@ def write_savings(found: dict[str, Searched], samples: int) -> None:
         lines.append(f"| {name} | {s.macs / 1e9:,.0f} | {s.macs / all_on:.2f}x | {s.row.psnr_db:.1f} | {s.row.rfid:.3g} |")
     _write(RESULTS / "search-savings.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
+
+
+def _command() -> str:
+    return " ".join(["python benchmarks/search.py", *sys.argv[1:]])
 
 
 def _draw(found: dict[str, list[Searched]]) -> None:

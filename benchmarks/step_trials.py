@@ -10,7 +10,7 @@ import torch
 from flexi_core import Schedule
 from flexi_core.demo.sampling import SAMPLERS, make_noise, sample
 from flexi_core.extrapolation import DerivativeHistory, Observer
-from flexi_core.fit import BlendFit, TrajectoryRecorder, linear_response, response_at
+from flexi_core.fit import BlendFit, Equations, TrajectoryRecorder, linear_response, response_at
 from flexi_core.metrics import latent_mse, psnr_db
 from flexi_core.plan import Plan, make_plan
 from flexi_core.presets import all_full
@@ -20,7 +20,6 @@ from search_tools.embedded import EmbeddedBackend
 from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
 
 FIT, JUDGED = 8, 24  # samples
-RIDGE = 1e-5  # as in flexi_core.fit
 
 
 @dataclass(frozen=True)
@@ -183,12 +182,10 @@ class Exploration:
         missing = teacher.state(self.bench.response, stop) - teacher.start * row[0]
         for value, gain in zip(self._applied, row[1:], strict=False):
             missing = missing - value * gain
-        effects = torch.zeros(count, missing.numel(), dtype=torch.float64)
+        effects = torch.zeros(FIT, count, missing[0].numel(), dtype=torch.float64)
         for i in range(first, stop):
-            effects += torch.stack([term[:FIT].double().flatten() for term in self._terms(i, seen)]) * row[1 + i]
-        gram = effects @ effects.T
-        right = effects @ (missing.flatten() - prior @ effects)
-        return (prior + torch.linalg.solve(gram + RIDGE * torch.diag(gram.diagonal()), right)).tolist()
+            effects += torch.stack([term[:FIT].double().flatten(1) for term in self._terms(i, seen)], 1) * row[1 + i]
+        return (prior + Equations.of(effects, missing.flatten(1), prior).solution()).tolist()
 
 
 class _FirstRows:

@@ -157,8 +157,8 @@ class BlendFit:
     def __init__(self, plan: Plan, full: torch.Tensor, kept: torch.Tensor) -> None:
         self._plan, self._full, self._kept = plan, full, kept
         # The equations of the runs before, and with those of this one, by the stretch's first step.
-        self._before: dict[int, _Equations] = {}
-        self._own: dict[int, _Equations] = {}
+        self._before: dict[int, Equations] = {}
+        self._own: dict[int, Equations] = {}
         self._blends: dict[int, tuple[float, ...] | None] = {}
         self._whole = _whole_stretches(plan)
         self._teacher: Trajectory | None = None
@@ -214,7 +214,7 @@ class BlendFit:
             effects.append(_exact(history.combined(weights)).flatten(1))
         prior = torch.ones(terms, dtype=torch.float64)
         prior[2:] = 0.0
-        equations = _Equations.of(torch.stack(effects, 1), missing.flatten(1), prior)
+        equations = Equations.of(torch.stack(effects, 1), missing.flatten(1), prior)
         if first in self._before and self._before[first].terms == terms:
             equations = self._before[first].and_those_of(equations)
         self._own[first] = equations
@@ -231,7 +231,7 @@ class BlendFit:
 
 
 @dataclass(frozen=True)
-class _Equations:
+class Equations:
     """Normal equations of each sample, for what the factors are beyond those of the linear extrapolation.
 
     Args:
@@ -245,7 +245,7 @@ class _Equations:
     missing: torch.Tensor
 
     @classmethod
-    def of(cls, effects: torch.Tensor, missing: torch.Tensor, prior: torch.Tensor) -> _Equations:
+    def of(cls, effects: torch.Tensor, missing: torch.Tensor, prior: torch.Tensor) -> Equations:
         """Return the equations of effects [B, T, N], a state that is missing [B, N], and factors to go on from [T]."""
         left = missing - torch.einsum("t,btn->bn", prior, effects)
         return cls(effects @ effects.mT, torch.einsum("btn,bn->bt", effects, left), left.square().sum(1))
@@ -254,10 +254,10 @@ class _Equations:
     def terms(self) -> int:
         return self.right.shape[1]
 
-    def and_those_of(self, other: _Equations) -> _Equations:
+    def and_those_of(self, other: Equations) -> Equations:
         """Return the equations of these samples and another's."""
         pairs = zip((self.gram, self.right, self.missing), (other.gram, other.right, other.missing), strict=True)
-        return _Equations(*map(torch.cat, pairs))
+        return Equations(*map(torch.cat, pairs))
 
     def solution(self) -> torch.Tensor:
         """Return the factors [T] of least squares, reweighted so that every sample counts by its relative error.
