@@ -268,7 +268,7 @@ def cell(apply: Any, record_property: Any) -> Any:
 
 
 def _kinds(report: Any) -> str:
-    names = {"F": "full", "P": "partial", "N": "removed", "X": "extrapolated"}
+    names = {"F": "full", "f": "conditional", "P": "partial", "p": "conditional partial", "N": "removed", "X": "extrapolated"}
     return ", ".join(name for letter, name in names.items() if letter in report.letters) + " steps as planned"
 
 

@@ -48,7 +48,7 @@ def test_a_guidance_patch_hears_both_halves(host, demo_model, cell, extra):
 
 
 @pytest.mark.matrix("Reused guidance", "PerpNegGuider, which has three conditionings")
-def test_a_guider_of_three_conditionings_runs_such_steps_in_full_and_says_so(host, demo_model, apply, extra):
+def test_a_guider_of_three_conditionings_runs_such_steps_in_full_and_says_so(host, demo_model, apply, extra, record_property):
     guider_of = extra("perpneg", "PerpNegGuider")
     noise = host.noise()
 
@@ -61,3 +61,4 @@ def test_a_guider_of_three_conditionings_runs_such_steps_in_full_and_says_so(hos
     reused, full = sample(model), sample(apply(demo_model, REUSED.upper())[0])
     assert torch.equal(reused, full)
     assert "has 3 conditionings, not two" in str(handle.report)
+    record_property("does", "runs such steps in full and says so")
