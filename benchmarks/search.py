@@ -1,7 +1,7 @@
 """Which strategy finds more with the same number of candidates, and what the cheap evaluations save.
 
-    python benchmarks/search.py                      # every strategy with three seeds, over an hour on two cores
-    python benchmarks/search.py --only evolution     # one of them
+    python benchmarks/search.py                             # every strategy with three seeds, over an hour on two cores
+    python benchmarks/search.py --only evolution,random     # two of them
 
 On the embedded model, Euler, 50 steps, at a fifth of the MACs. Every strategy starts from the space's known good points; the
 row "from guesses" first from the schedules of least predicted error (`search_tools/guesses.py`), whose measurement counts
@@ -65,7 +65,7 @@ class Searched:
 
 
 def main(
-    only: Annotated[str | None, typer.Option(help=f"One row: {', '.join(ROWS)}; or strategies, or savings.")] = None,
+    only: Annotated[str | None, typer.Option(help=f"Of {', '.join(ROWS)}, or all strategies, or savings, by commas.")] = None,
     evaluations: Annotated[int, typer.Option(help="Candidates of each search.")] = 100,
     seeds: Annotated[int, typer.Option(help="Searches of each strategy.")] = 3,
     samples: Annotated[int, typer.Option(help="To search with.")] = 32,
@@ -74,18 +74,20 @@ def main(
     folder: Annotated[Path, typer.Option(help="Where the studies are kept.")] = Path("flexi_benchmark"),
 ) -> None:
     """Search, judge, and write the tables."""
-    if only is not None and only not in (*ROWS, "strategies", "savings"):
-        raise typer.BadParameter(f"known: {', '.join(ROWS)}, strategies, savings", param_hint="--only")
+    wanted = ["strategies", "savings"] if only is None else only.split(",")
+    if unknown := set(wanted) - {*ROWS, "strategies", "savings"}:
+        known = ", ".join((*ROWS, "strategies", "savings"))
+        raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}; known: {known}", param_hint="--only")
     folder.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(exist_ok=True)
     backend = EmbeddedBackend(TEACHER)
     judge = Judge(backend, judged, progress=lambda row, done, total: None)
     bench = Bench(backend, judge, f"sqlite:///{folder / 'search.db'}", evaluations, samples, fit)
-    if only != "savings":
-        found = {row: [bench.search(row, seed) for seed in range(seeds)] for row in ([only] if only in ROWS else ROWS)}
+    if rows := [row for row in ROWS if row in wanted or "strategies" in wanted]:
+        found = {row: [bench.search(row, seed) for seed in range(seeds)] for row in rows}
         guided = 2 * TEACHER.steps * backend.cost.full_macs  # with and without the prompt
         write_strategies(found, evaluations, samples, judged, guided)
-    if only in (None, "savings"):
+    if "savings" in wanted:
         write_savings({name: bench.search("evolution", 0, *switches) for name, switches in SAVINGS.items()}, samples)
 
 
@@ -151,15 +153,16 @@ def write_strategies(found: dict[str, list[Searched]], evaluations: int, samples
             f"| {strategy} | {statistics.median(psnr):.1f} ({min(psnr):.1f} to {max(psnr):.1f}) "
             f"| {statistics.median(rfid):.3g} ({min(rfid):.3g} to {max(rfid):.3g}) | {statistics.median(spent):.2f} |"
         )
-    _write(RESULTS / "search-strategies.md", "\n".join(lines) + "\n")
+    name = f"search-strategies-{evaluations}"
+    _write(RESULTS / f"{name}.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
-    with replace_file(RESULTS / "search-strategies.csv") as temporary, open(temporary, "w", newline="") as file:
+    with replace_file(RESULTS / f"{name}.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["strategy", "seed", "psnr_db", "rfid", "ssim", "macs", "schedule"])
         for strategy, searches in found.items():
             for seed, s in enumerate(searches):
                 writer.writerow([strategy, seed, s.row.psnr_db, s.row.rfid, s.row.ssim, s.macs, s.row.schedule])
-    _draw(found)
+    _draw(found, RESULTS / f"{name}.png")
 
 
 def write_savings(found: dict[str, Searched], samples: int) -> None:
@@ -183,7 +186,7 @@ def _command() -> str:
     return " ".join(["python benchmarks/search.py", *sys.argv[1:]])
 
 
-def _draw(found: dict[str, list[Searched]]) -> None:
+def _draw(found: dict[str, list[Searched]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -204,7 +207,7 @@ def _draw(found: dict[str, list[Searched]]) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    with replace_file(RESULTS / "search-strategies.png") as temporary:
+    with replace_file(path) as temporary:
         figure.savefig(temporary, dpi=140, format="png")
     pyplot.close(figure)
 
