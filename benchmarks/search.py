@@ -13,6 +13,7 @@ where it was.
 from __future__ import annotations
 
 import csv
+import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ def main(
     folder: Annotated[Path, typer.Option(help="Where the studies are kept.")] = Path("flexi_benchmark"),
 ) -> None:
     """Search, judge, and write the tables."""
-    wanted = ["strategies", "savings"] if only is None else only.split(",")
+    wanted = ["strategies", "savings"] if only is None else [part.strip() for part in only.split(",")]
     if unknown := set(wanted) - {*ROWS, "strategies", "savings"}:
         known = ", ".join((*ROWS, "strategies", "savings"))
         raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}; known: {known}", param_hint="--only")
@@ -100,7 +101,8 @@ class Bench:
 
     def search(self, row: str, seed: int, reuse: bool = True, stopping: bool = True) -> Searched:
         """Return a search of one of `ROWS` with a seed, run or read from its study."""
-        name = f"{row}, seed {seed}{'' if reuse else ', no reuse'}{'' if stopping else ', no stopping'}"
+        off = {"no fit": self._fit, "no reuse": reuse, "no stopping": stopping}
+        name = ", ".join([row, f"{self._samples} samples", f"seed {seed}", *(text for text, on in off.items() if not on)])
         strategy, guesses = (STRATEGIES[0], GUESSES) if row == FROM_GUESSES else (row, 0)
         how = {"strategy": strategy, "seed": seed, "finalists": 0, "fit": self._fit, "guesses": guesses, "move": False}
         wanted = SearchSettings.of(self._backend, SPEEDUP, self._samples, **how)
@@ -183,7 +185,7 @@ def write_savings(found: dict[str, Searched], samples: int) -> None:
 
 
 def _command() -> str:
-    return " ".join(["python benchmarks/search.py", *sys.argv[1:]])
+    return shlex.join(["python", "benchmarks/search.py", *sys.argv[1:]])
 
 
 def _draw(found: dict[str, list[Searched]], path: Path) -> None:

@@ -102,10 +102,10 @@ def main(
                 grids = (backends[name].identity["sigmas"] for name in (there, here))
                 schedule = placed(foreign[speedup], *grids)
                 refitted, _ = backend.fit(unblended(schedule), SEARCH_SEEDS, FITTED_ON)
-                count = round(len(schedule) / float(speedup.removesuffix("x")))
+                count = schedule.letters.count("F")
                 cells = [quality(each) for each in (own[speedup], schedule, unblended(schedule), refitted)]
                 cells.append(quality(Schedule.parse(f"{count}*(F)"), steps=count))
-                lines.append(f"| {here} | {speedup} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
+                lines.append(f"| {here} | {len(schedule) / count:.3g}x | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
                 print(lines[-1], flush=True)
     with replace_file(RESULTS / "transfer.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

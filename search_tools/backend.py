@@ -91,7 +91,7 @@ class Backend(Protocol):
             count: of samples.
             steps: another step count than the teacher's, on the scheduler's own grid.
             progress: called with the samples' steps done and the steps in all.
-            predictions: where network evaluations are looked up before they are computed, and kept.
+            predictions: where network evaluations are looked up before they are computed, and kept; of this back end alone.
         """
         ...
 

@@ -98,12 +98,18 @@ def test_a_fit_repeats_bit_for_bit_and_takes_what_is_known_from_the_store(backen
 def test_samples_one_after_the_other_fit_nearly_as_well_as_together(backend):
     alone = EmbeddedBackend(backend.settings)
     alone.batch = 1
-    apart, _ = alone.fit(Schedule.parse(TEXT), 0, 4)
-    together, _ = backend.fit(Schedule.parse(TEXT), 0, 4)
-    assert apart != together
+    apart, macs = alone.fit(Schedule.parse(TEXT), 0, 4)
+    together, macs_together = backend.fit(Schedule.parse(TEXT), 0, 4)
+    assert apart != together and macs == pytest.approx(macs_together), "every sample is run once"
     teacher = backend.teacher(JUDGE_SEEDS, 4)
     one, other = (psnr_db(backend.sample(s, JUDGE_SEEDS, 4).latents, teacher).mean() for s in (apart, together))
     assert abs(one - other) < 1.5
+
+
+def test_a_back_end_fits_on_no_more_samples_than_it_says(backend):
+    few = EmbeddedBackend(backend.settings)
+    few.most_fitted = 2
+    assert few.fit(Schedule.parse(TEXT), 0, 4) == backend.fit(Schedule.parse(TEXT), 0, 2)
 
 
 def test_what_extrapolates_nothing_stays_as_it_is(backend):
