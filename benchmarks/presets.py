@@ -34,7 +34,8 @@ from search_tools.comfyui_host import open_host
 from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
 
 RESULTS = Path(__file__).parent / "results"
-SPEEDUPS, STEPS = (1.5, 2.0, 3.0, 5.0), (20, 25, 30, 50)
+SPEEDUPS = {1.5: 2, 2.0: 2, 3.0: 2, 5.0: 8}  # samples to choose on: the farther from the teacher, the more they differ
+STEPS = (20, 25, 30, 50)
 # Towards the start, the end. Bent to both, the places are about those of a grid of Karras et al. (2022).
 BENDS = ((1.0, 1.0), (0.8, 1.0), (1.3, 1.0), (1.0, 1.25), (1.0, 1.6), (0.8, 1.4))
 BENDS += ((1.3, 1.3), (1.3, 1.6), (1.6, 1.6), (1.3, 2.0), (1.6, 2.0))
@@ -105,7 +106,6 @@ def choose(beds: list[Bed], steps: int, speedup: float, samples: int) -> Schedul
 def main(
     dit: Annotated[Path, typer.Option(help="Weights of scene_dit.py.")],
     comfyui: Annotated[str, typer.Option(help="A ComfyUI checkout.")] = "~/comfy/ComfyUI",
-    samples: Annotated[int, typer.Option(help="To choose on.")] = 2,
     judged: Annotated[int, typer.Option(help="To judge on.")] = 8,
     out: Annotated[Path, typer.Option(help="The presets' file; what it has for other step counts stays.")] = FAMILY,
 ) -> None:
@@ -115,7 +115,7 @@ def main(
     grids = ("normal", SCHEDULER)
     beds = [Bed(scenes, sampler, grid) for scenes, grid in zip(models, grids, strict=True) for sampler in ("euler", "dpmpp_2m")]
     known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    for speedup in SPEEDUPS:
+    for speedup, samples in SPEEDUPS.items():
         for steps in STEPS:
             entries = known.setdefault(f"{speedup:g}x", {})
             if str(steps) in entries:
