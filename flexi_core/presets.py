@@ -1,6 +1,7 @@
 """Ready schedules for any step count.
 
 Those of a speed-up are chosen by measurement (`benchmarks/presets.py`) for 20, 25, 30 and 50 steps, and scaled to other counts.
+The embedded model has its own at these counts, each found by a search (`benchmarks/family.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import numpy as np
 
 from .errors import ScheduleError
 from .schedule import MAX_STEPS, Schedule, Segment, StepKind
+from .schedule_file import from_dict
 
 FAMILY = Path(__file__).parent / "presets.json"
+DEMO_FAMILY = Path(__file__).parent / "presets-demo.json"
 PRESETS = ("1.5x", "2x", "3x", "5x", "deepcache", "all-full")
+MODELS = ("any", "demo")
 
 
 def all_full(steps: int) -> Schedule:
@@ -66,19 +70,30 @@ def segments_for_speedup(steps: int, speedup: float) -> Schedule:
     return from_kinds([StepKind.FULL if i in places else StepKind.EXTRAPOLATED for i in range(steps)])
 
 
-def preset(name: str, steps: int) -> Schedule:
+def preset(name: str, steps: int, model: str = "any") -> Schedule:
     """Return a preset of `PRESETS` for a run of `steps` steps.
 
+    Args:
+        name: of `PRESETS`.
+        steps: of the run.
+        model: of `MODELS`. "demo" gives what was searched for the embedded model under Euler, at speed-ups and step counts that
+            a search was made for; at others it gives what "any" does.
+
     Raises:
-        ScheduleError: the name is not known.
+        ScheduleError: the name or the model is not known.
     """
+    if model not in MODELS:
+        raise ScheduleError(f"unknown model {model!r} of a preset; known: {', '.join(MODELS)}")
+    searched = _family(DEMO_FAMILY).get(name, {}).get(str(steps)) if model == "demo" else None
+    if searched is not None:
+        return from_dict(searched)
     if name == "all-full":
         return all_full(steps)
     if name == "deepcache":
         return deepcache(steps)
     if name in PRESETS:
         _check_steps(steps)
-        counts = _family()[name]
+        counts = _family(FAMILY)[name]
         nearest = min(counts, key=lambda count: abs(math.log(int(count) / steps)))
         entry = counts[nearest]
         schedule = Schedule.parse(entry["schedule"])
@@ -89,9 +104,9 @@ def preset(name: str, steps: int) -> Schedule:
 
 
 @cache
-def _family() -> dict[str, dict[str, dict]]:
-    """Return the chosen schedules by speed-up and step count."""
-    return json.loads(FAMILY.read_text(encoding="utf-8"))
+def _family(path: Path) -> dict[str, dict[str, dict]]:
+    """Return the schedules of a file by speed-up and step count."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _scaled(schedule: Schedule, steps: int, speedup: float) -> Schedule:

@@ -3,8 +3,11 @@
 import pytest
 
 from flexi_core import ScheduleError, StepKind
-from flexi_core.presets import PRESETS, all_full, deepcache, from_kinds, preset, segments_for_speedup, uniform
+from flexi_core.cost import predicted_speedup
+from flexi_core.presets import MODELS, PRESETS, all_full, deepcache, from_kinds, preset, segments_for_speedup, uniform
 from flexi_core.schedule_file import made_for
+from search_tools.embedded import EmbeddedBackend
+from search_tools.teacher import TeacherSettings
 
 STEPS = [*range(1, 61), 100, 999, 1000, 10_000]
 
@@ -34,6 +37,26 @@ def test_a_speedup_preset_says_what_it_was_measured_on(name, speedup):
         assert said["name"] == name and abs(said["steps"] - steps) <= 3
         assert all(measured["samples"] >= 8 and measured["psnr_db"] > 10 for measured in said["measured"].values())
         assert len(said["measured"]) == 4
+
+
+@pytest.mark.parametrize("steps", [20, 25, 30, 50])
+@pytest.mark.parametrize(("name", "speedup"), SPEEDUPS)
+def test_the_embedded_model_has_a_searched_schedule_of_its_own(name, speedup, steps):
+    searched, cost = preset(name, steps, "demo"), EmbeddedBackend(TeacherSettings("euler", "normal", steps)).cost
+    teacher, measured = (searched.info[part] for part in ("teacher", "measured"))
+    assert (len(searched), teacher["model"], teacher["sampler"], teacher["steps"]) == (steps, "embedded", "euler", steps)
+    assert measured["speedup_macs"] == pytest.approx(predicted_speedup(searched, cost))
+    assert measured["speedup_macs"] >= speedup
+    assert measured["samples"] >= 64 and searched.info["provenance"]["study"]
+    said = made_for(searched)
+    assert said.startswith(f"made for {steps} euler steps, normal, cfg 3, 32x32; ") and said.endswith(" dB")
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("name", "steps"), [("5x", 28), ("deepcache", 20), ("all-full", 50)])
+def test_what_no_search_was_made_for_is_the_same_for_every_model(name, steps, model):
+    assert preset(name, steps, model) == preset(name, steps)
+    assert made_for(preset(name, steps, model)) == made_for(preset(name, steps))
 
 
 @pytest.mark.parametrize(("name", "speedup"), SPEEDUPS)
@@ -81,6 +104,7 @@ def test_uniform_spreads_its_full_steps_evenly():
     ("make", "message"),
     [
         (lambda: preset("4x", 20), "unknown preset '4x'; known: 1.5x, 2x, 3x, 5x, deepcache, all-full"),
+        (lambda: preset("2x", 20, "sdxl"), "unknown model 'sdxl' of a preset; known: any, demo"),
         (lambda: preset("2x", 0), "a run has 0 steps; presets are for 1 to 10000"),
         (lambda: preset("deepcache", -1), "a run has -1 steps"),
         (lambda: preset("all-full", 10_001), "a run has 10001 steps"),

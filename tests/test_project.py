@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import flexi_core
+from flexi_core.presets import preset
 from search_tools.embedded import EmbeddedBackend
 from search_tools.teacher import TeacherSettings
 
@@ -51,7 +52,16 @@ def test_an_installed_core_has_its_weights():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "flexi_core" / "schedules").glob("*.json")), ids=lambda path: path.stem)
 def test_every_bundled_schedule_was_searched_for_the_model_that_is_shipped(path):
-    schedule = flexi_core.load_schedule(path)
+    was_searched_for_the_model_that_is_shipped(flexi_core.load_schedule(path))
+
+
+@pytest.mark.parametrize("steps", [20, 25, 30, 50])
+def test_the_presets_of_the_demo_model_were_searched_for_the_model_that_is_shipped(steps):
+    for name in ("1.5x", "2x", "3x", "5x"):
+        was_searched_for_the_model_that_is_shipped(preset(name, steps, "demo"))
+
+
+def was_searched_for_the_model_that_is_shipped(schedule):
     settings = {key: schedule.info["teacher"][key] for key in ("sampler", "scheduler", "steps", "cfg")}
     assert schedule.info["teacher"] == EmbeddedBackend(TeacherSettings(**settings)).identity
     assert schedule.info["measured"]["samples"] >= 64 and schedule.info["provenance"]["study"]

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Ids and names in released workflows: they stay. Inputs in order, output types, output names.
 RELEASED = {
     "FlexiSchedule": (["text"], ["FLEXI_SCHEDULE"], ["schedule"]),
-    "FlexiPreset": (["preset", "steps"], ["FLEXI_SCHEDULE"], ["schedule"]),
+    "FlexiPreset": (["preset", "steps", "model"], ["FLEXI_SCHEDULE"], ["schedule"]),
     "FlexiLoadSchedule": (["file"], ["FLEXI_SCHEDULE"], ["schedule"]),
     "FlexiSaveSchedule": (["schedule", "file_name", "overwrite"], ["FLEXI_SCHEDULE"], ["schedule"]),
     "FlexiApply": (["model", "schedule", "on_mismatch", "cache", "cache_limit_mib"], ["MODEL", "FLEXI_RUN"], ["model", "run"]),

@@ -103,12 +103,23 @@ def test_schedule_file_is_read_again_when_it_was_edited(server, graph, record_pr
 
 @pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.json")), ids=lambda path: path.stem)
 def test_searched_schedule_does_in_the_server_what_its_file_says(server, graph, path):
-    short, only = graph
-    teacher, measured = (json.loads(path.read_text(encoding="utf-8"))[part] for part in ("teacher", "measured"))
-    put_in(short, only, {"class_type": "FlexiLoadSchedule", "inputs": {"file": f"{path.name} (bundled)"}})
+    node = {"class_type": "FlexiLoadSchedule", "inputs": {"file": f"{path.name} (bundled)"}}
+    does_in_the_server_what_it_says(server, *graph, node, json.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(("preset", "steps"), [("1.5x", 25), ("2x", 50), ("3x", 20), ("5x", 30)])
+def test_preset_of_the_demo_model_does_in_the_server_what_it_says(server, graph, preset, steps):
+    known = json.loads((ROOT / "flexi_core" / "presets-demo.json").read_text(encoding="utf-8"))
+    node = {"class_type": "FlexiPreset", "inputs": {"preset": preset, "steps": steps, "model": "demo"}}
+    does_in_the_server_what_it_says(server, *graph, node, known[preset][str(steps)])
+
+
+def does_in_the_server_what_it_says(server, graph, only, node, schedule):
+    teacher, measured = schedule["teacher"], schedule["measured"]
+    put_in(graph, only, node)
     settings = {"sampler_name": teacher["sampler"], "scheduler": teacher["scheduler"]}
-    short[only("KSampler")]["inputs"] |= settings | {"steps": teacher["steps"], "cfg": teacher["cfg"]}
-    text = report_text(server.run(short), short)
+    graph[only("KSampler")]["inputs"] |= settings | {"steps": teacher["steps"], "cfg": teacher["cfg"]}
+    text = report_text(server.run(graph), graph)
     assert "Note" not in text and "mapped" not in text, "a run like the teacher's is no other run"
     assert float(text.split("x fewer MACs")[0].split()[-1]) == pytest.approx(measured["speedup_macs"], rel=0.01)
 
