@@ -105,7 +105,11 @@ def markdown(known: dict[str, dict[str, dict]]) -> str:
     for name, entries in known.items():
         for steps, entry in sorted(entries.items(), key=lambda item: int(item[0])):
             found = entry["measured"]
-            others = [f"{m['psnr_db']:.1f}, {m['rfid']:.3g}" for m in found["beside"].values()]
+            others = [
+                f"{m['psnr_db']:.1f}, {m['rfid']:.3g}"
+                + (f" at {m['speedup_macs']:.2f}x" if abs(m["speedup_macs"] - found["speedup_macs"]) > 0.01 else "")
+                for m in found["beside"].values()
+            ]
             psnr = f"{found['psnr_db']:.1f} ({found['psnr_low']:.1f}-{found['psnr_high']:.1f})"
             lines.append(
                 f"| {name} | {steps} | {found['speedup_macs']:.2f}x | {psnr} | {found['ssim']:.4f} | {found['rfid']:.3g} "

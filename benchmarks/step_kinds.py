@@ -1,6 +1,6 @@
 """What each kind of step is worth: how nulls are predicted, one step more or less of each kind, moved noise levels.
 
-    python benchmarks/step_kinds.py  # some ten minutes on one core
+    python benchmarks/step_kinds.py  # some 25 minutes on one core
 
 On the embedded model. Every row changes one thing of a schedule of few full steps, whose blends are fitted anew on the first
 samples of each batch; the others, unseen, are judged in the same run. The tables are written to
@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from step_trials import FIT, JUDGED, Bench, Rule
 
-from flexi_core import FlexiError, Schedule
+from flexi_core import FlexiError, Schedule, load_schedule
 from flexi_core.files import replace_file
 from flexi_core.metrics import bootstrap_interval
 from search_tools.teacher import TeacherSettings
@@ -30,13 +30,19 @@ TESTBEDS = {
     "euler": (TeacherSettings("euler", "normal", 50), "4*(FXXX)|FXXXX|FXXXXXXX|FXXXXXXXXX|FXXXXXXX|FX|F"),
     "dpmpp_2m": (TeacherSettings("dpmpp_2m", "normal", 25), "FXX|FXX|FXXX|FXXXX|FXXXX|FXX|F|F"),
 }
+BUNDLED = Path(__file__).parents[1] / "flexi_core" / "schedules"
+SEARCHED = {"euler": "demo-euler-5x.json", "dpmpp_2m": "demo-dpmpp_2m-3x.json"}
 DEPTHS = (1, 2, 3)
 GAPS = 2  # the widest, in which one more step is tried
 FRACTIONS = (0.5, 0.25)  # of the way to the next noise level, by which steps are moved in rounds
 FITTED = "d in the step, fitted, 3 terms"
+MANY = 96  # judged where what is gained is little
+THREE, THERE = "the 3 terms alone", "the 3 terms alone, there"
 LINEAR = "d, linear in the step"
 TABLES = {
     "nulls": ("How the steps between are predicted", LINEAR),
+    "beside": (f"Terms of other things fitted beside the three, on {MANY} unseen samples", THREE),
+    "searched": (f"The same terms at the places that a search found, on {MANY} unseen samples", THERE),
     "places": ("The same with the full steps elsewhere", LINEAR),
     "guidance": ("One full step more, one half more, one half less", FITTED),
     "partials": ("One partial step more", FITTED),
@@ -66,7 +72,7 @@ class Row:
 def main() -> None:
     """Measure, and write the tables after each measurement."""
     studies = [Study(teacher) for teacher in TESTBEDS]
-    for measure in (measure_product, measure_partials, measure_guidance, measure_moved, measure_nulls):
+    for measure in (measure_product, measure_beside, measure_partials, measure_guidance, measure_moved, measure_nulls):
         for study in studies:
             measure(study)
             rows = [row for study in studies for row in study.rows()]
@@ -87,11 +93,13 @@ class Study:
         self.bench, self.base = Bench(settings), Schedule.parse(text).letters
         self._found: list[tuple[str, str, str, float, torch.Tensor]] = []
 
-    def note(self, table: str, name: str, letters: str, latents: torch.Tensor, depth: int = 0) -> None:
-        """Keep a row."""
+    def note(
+        self, table: str, name: str, letters: str, latents: torch.Tensor, depth: int = 0, bench: Bench | None = None
+    ) -> None:
+        """Keep a row; its latents are of the samples of a bench, by default the study's."""
         share = self.bench.backend.cost.share(depth) if depth else 0.0
         cost = letters.count("F") + 0.5 * letters.count("f") + share * letters.count("P")
-        self._found.append((table, name, letters, cost, self.bench.psnr(latents)))
+        self._found.append((table, name, letters, cost, (bench or self.bench).psnr(latents)))
         _err.print(f"{self.teacher}: {name}: {float(self._found[-1][-1].mean()):.2f} dB", highlight=False)
 
     def rows(self) -> list[Row]:
@@ -113,6 +121,24 @@ def measure_product(study: Study) -> None:
     for order, name in enumerate(("held", "linear", "quadratic", "cubic")):
         study.note("nulls", LINEAR if name == "linear" else f"d, {name} in the step", study.base, bench.run(study.base, order))
     study.note("nulls", FITTED, study.base, bench.run(study.base))
+
+
+def measure_beside(study: Study) -> None:
+    """Measure other terms beside the derivative's three: the guidance difference's, and the last full step's state."""
+    bench = Bench(study.bench.backend.settings, MANY)
+    searched = load_schedule(BUNDLED / SEARCHED[study.teacher])
+    levels = bench.sigmas if searched.sigmas is None else bench.sigmas.new_tensor(searched.sigmas)
+    for name, rule in {
+        THREE: Rule(),
+        "guidance difference, held": Rule(beside=1),
+        "guidance difference, held and linear": Rule(beside=2),
+        "guidance difference, held to quadratic": Rule(beside=3),
+        "state of the last full step": Rule(state=True),
+        "guidance difference, held and linear, and the state": Rule(beside=2, state=True),
+    }.items():
+        study.note("beside", name, study.base, bench.explore(study.base, rule), bench=bench)
+        latents = bench.explore(searched.letters, rule, levels)
+        study.note("searched", f"{name}, there", searched.letters, latents, bench=bench)
 
 
 def measure_nulls(study: Study) -> None:

@@ -31,6 +31,8 @@ class Rule:
         fitted: each term's factor, to the teacher's state at the next computed step.
         denoised: it is the denoised latent that is extrapolated, not the derivative.
         log_sigma: in log sigma, not in the number of the step.
+        beside: how many terms of the guidance difference are fitted beside these.
+        state: whether the state of the last full step is one more.
         guidance_terms: of the guidance difference in f steps.
         feature_terms: of a partial step's deep feature.
         corrects: a partial step is the fitted extrapolation, and a factor of what its prediction is now less what the full
@@ -42,6 +44,8 @@ class Rule:
     fitted: bool = True
     denoised: bool = False
     log_sigma: bool = False
+    beside: int = 0
+    state: bool = False
     guidance_terms: int = 1
     feature_terms: int = 1
     corrects: bool = False
@@ -49,24 +53,24 @@ class Rule:
 
 
 class Bench:
-    """Runs of one teacher's samples: the first `FIT` are the search's, the rest the judge's."""
+    """Runs of one teacher's samples: the first `FIT` are the search's, the rest, `judged` of them, the judge's."""
 
-    def __init__(self, settings: TeacherSettings) -> None:
+    def __init__(self, settings: TeacherSettings, judged: int = JUDGED) -> None:
         self.backend = EmbeddedBackend(settings)
         self.model, self.sigmas, self._solve = self.backend.model, self.backend.sigmas, SAMPLERS[settings.sampler]
-        self.noise = torch.cat([make_noise(SEARCH_SEEDS, FIT), make_noise(JUDGE_SEEDS, JUDGED)])
-        self.prompts = [*self.backend.prompts(SEARCH_SEEDS, FIT), *self.backend.prompts(JUDGE_SEEDS, JUDGED)]
+        self.noise = torch.cat([make_noise(SEARCH_SEEDS, FIT), make_noise(JUDGE_SEEDS, judged)])
+        self.prompts = [*self.backend.prompts(SEARCH_SEEDS, FIT), *self.backend.prompts(JUDGE_SEEDS, judged)]
         self.model.unet.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
         self._conditioning = self.model.conditioning(self.prompts, len(self.noise))
         self.response, self._steps = linear_response(self._solve, self.sigmas), UNetSteps(self.model.unet)
         self._store = PredictionStore()
         recorder = TrajectoryRecorder()
         fitted_on = self._sample(all_full(settings.steps), self.sigmas, FIT, recorder)
-        self.teacher = torch.cat([fitted_on, self.backend.teacher(JUDGE_SEEDS, JUDGED)])
+        self.teacher = torch.cat([fitted_on, self.backend.teacher(JUDGE_SEEDS, judged)])
         self.trajectory = recorder.trajectory
 
     def psnr(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the PSNR of the judged samples [JUDGED], dB."""
+        """Return the PSNR of the judged samples, dB."""
         return psnr_db(latents[FIT:], self.teacher[FIT:])
 
     def _sample(self, schedule: Schedule | Plan, sigmas: torch.Tensor, count: int, observer: Observer | None) -> torch.Tensor:
@@ -74,8 +78,11 @@ class Bench:
         options = {"sampler": settings.sampler, "cfg": settings.cfg, "replay": replay, "observer": observer}
         return sample(self.model, schedule, sigmas, self.noise[:count], self.prompts[:count], **options)[0]
 
-    def run(self, letters: str, order: int | None = None, sigmas: torch.Tensor | None = None, count: int = FIT + JUDGED):
-        """Return latents [count, ...] of the product's own run: with an order of extrapolation, or with fitted blends."""
+    def run(self, letters: str, order: int | None = None, sigmas: torch.Tensor | None = None, count: int | None = None):
+        """Return latents [count, ...] of the product's own run: with an order of extrapolation, or with fitted blends.
+
+        They are those of all samples by default.
+        """
         sigmas = self.sigmas if sigmas is None else sigmas
         plan = make_plan(Schedule.parse(f"{letters}; order={1 if order is None else order}"), sigmas.tolist())
         if order is not None:
@@ -90,9 +97,12 @@ class Bench:
         return float(latent_mse(self.run(letters, sigmas=sigmas, count=FIT), self.teacher[:FIT]).mean())
 
     @torch.inference_mode()
-    def explore(self, letters: str, rule: Rule) -> torch.Tensor:
+    def explore(self, letters: str, rule: Rule, sigmas: torch.Tensor | None = None) -> torch.Tensor:
         """Return latents of a run of steps F, f, P, X under a rule that the product does not have."""
-        return self._solve(Exploration(self, letters, rule).denoise, self.noise * (1 + self.sigmas[0] ** 2).sqrt(), self.sigmas)
+        sigmas = self.sigmas if sigmas is None else sigmas
+        teacher, own = response_at(self._solve, self.sigmas, self.response, sigmas), linear_response(self._solve, sigmas)
+        exploration = Exploration(self, letters, rule, sigmas.tolist(), own, teacher)
+        return self._solve(exploration.denoise, self.noise * (1 + sigmas[0] ** 2).sqrt(), sigmas)
 
     def guided(self, halves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the guided derivative and the guidance difference of both halves [2 B, ...]."""
@@ -120,18 +130,21 @@ class Bench:
 
 
 class Exploration:
-    """One run of a bench under a rule."""
+    """One run of a bench under a rule, at noise levels [n + 1], with its solver's response there and the teacher's."""
 
-    def __init__(self, bench: Bench, letters: str, rule: Rule) -> None:
-        self.bench, self.letters, self.rule = bench, letters, rule
-        sigmas = bench.sigmas[:-1].tolist()
+    def __init__(
+        self, bench: Bench, letters: str, rule: Rule, sigmas: list[float], response: torch.Tensor, teacher: torch.Tensor
+    ) -> None:
+        self.bench, self.letters, self.rule, self._teacher = bench, letters, rule, teacher
+        sigmas = sigmas[:-1]
         self._places = [-math.log(s) for s in sigmas] if rule.log_sigma else [float(i) for i in range(len(sigmas))]
-        self._response = _denoised_response(bench.response, sigmas) if rule.denoised else bench.response
-        self._values, self._guidance = DerivativeHistory(4), DerivativeHistory(rule.guidance_terms)
+        self._response = _denoised_response(response, sigmas) if rule.denoised else response
+        self._values, self._guidance = DerivativeHistory(4), DerivativeHistory(max(rule.guidance_terms, rule.beside))
         self._features = DerivativeHistory(rule.feature_terms)
         self._applied: list[torch.Tensor] = []  # by step, of the samples that are fitted on
         self._factors: list[float] = []
         self._full: torch.Tensor | None = None  # the last full step's derivative
+        self._state: torch.Tensor | None = None  # and its state
 
     def denoise(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Return the denoised latent of the next step."""
@@ -161,6 +174,7 @@ class Exploration:
             difference = self._guidance.extrapolate(place, (1.0,) * self.rule.guidance_terms)
             return self.bench.full(x, sigma, 1)[0] + (self.bench.backend.settings.cfg - 1) * difference
         halves, *deep = self.bench.full(x, sigma, 2, self.rule.depth if "P" in self.letters[len(self._applied) :] else None)
+        self._state = x
         self._full, difference = self.bench.guided(halves)
         self._guidance.add(place, difference)
         for feature in deep:
@@ -168,18 +182,23 @@ class Exploration:
         return self._full
 
     def _terms(self, i: int, seen: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [self._values.combined(weights) for weights in self._values.changes(self._places[i], self.rule.terms)] + seen
+        rule, place = self.rule, self._places[i]
+        terms = [self._values.combined(weights) for weights in self._values.changes(place, rule.terms)]
+        terms += [self._guidance.combined(weights) for weights in self._guidance.changes(place, rule.beside)]
+        return [*terms, *([self._state] if rule.state else []), *seen]
 
     def _combined(self, i: int, seen: list[torch.Tensor]) -> torch.Tensor:
         return sum(term * factor for term, factor in zip(self._terms(i, seen), self._factors, strict=True))
 
     def _fitted(self, first: int, stop: int, seen: list[torch.Tensor]) -> list[float]:
         """Return the factors of steps first to stop with which the state at stop comes nearest to the teacher's."""
-        count, row, teacher = len(self._terms(first, seen)), self._response[stop].tolist(), self.bench.trajectory
-        prior = torch.tensor([float(not self.rule.fitted or term < 2) for term in range(count)], dtype=torch.float64)
+        count, row, trajectory = len(self._terms(first, seen)), self._response[stop].tolist(), self.bench.trajectory
+        known = len(self._values.changes(self._places[first], self.rule.terms))
+        prior = [float(not self.rule.fitted or term < min(2, known)) for term in range(count)]
+        prior = torch.tensor(prior, dtype=torch.float64)
         if not self.rule.fitted:
             return prior.tolist()
-        missing = teacher.state(self.bench.response, stop) - teacher.start * row[0]
+        missing = trajectory.state(self._teacher, stop) - trajectory.start * row[0]
         for value, gain in zip(self._applied, row[1:], strict=False):
             missing = missing - value * gain
         effects = torch.zeros(FIT, count, missing[0].numel(), dtype=torch.float64)
