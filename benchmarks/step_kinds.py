@@ -1,6 +1,7 @@
 """What each kind of step is worth: how nulls are predicted, one step more or less of each kind, moved noise levels.
 
-    python benchmarks/step_kinds.py  # some 25 minutes on one core
+    python benchmarks/step_kinds.py                # some 25 minutes on one core
+    python benchmarks/step_kinds.py --only beside  # one kind of measurement; the others' rows stay
 
 On the embedded model. Every row changes one thing of a schedule of few full steps, whose blends are fitted anew on the first
 samples of each batch; the others, unseen, are judged in the same run. The tables are written to
@@ -15,8 +16,10 @@ import math
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 from rich.console import Console
 from step_trials import FIT, JUDGED, Bench, Rule
 
@@ -69,13 +72,27 @@ class Row:
     letters: str
 
 
-def main() -> None:
-    """Measure, and write the tables after each measurement."""
-    studies = [Study(teacher) for teacher in TESTBEDS]
-    for measure in (measure_product, measure_beside, measure_partials, measure_guidance, measure_moved, measure_nulls):
+def main(
+    only: Annotated[str | None, typer.Option(help="One of product, beside, partials, guidance, moved, nulls.")] = None,
+) -> None:
+    """Measure, and write the tables after each measurement; rows that are not measured anew stay as they are."""
+    measures = {
+        "product": measure_product,
+        "beside": measure_beside,
+        "partials": measure_partials,
+        "guidance": measure_guidance,
+        "moved": measure_moved,
+        "nulls": measure_nulls,
+    }
+    if only is not None and only not in measures:
+        raise typer.BadParameter(f"known measurements: {', '.join(measures)}", param_hint="--only")
+    known, studies = read_rows(RESULTS / "step-kinds.csv"), [Study(teacher) for teacher in TESTBEDS]
+    # Of the product itself are the rows that the others are compared with.
+    for measure in [measure for name, measure in measures.items() if only in (None, name) or name == "product"]:
         for study in studies:
             measure(study)
-            rows = [row for study in studies for row in study.rows()]
+            known |= {(row.teacher, row.table, row.name): row for each in studies for row in each.rows()}
+            rows = sorted(known.values(), key=lambda row: list(TESTBEDS).index(row.teacher))
             table = io.StringIO()
             writer = csv.DictWriter(table, fieldnames=[field.name for field in fields(Row)])
             writer.writeheader()
@@ -83,6 +100,17 @@ def main() -> None:
             for name, text in (("step-kinds.csv", table.getvalue()), ("step-kinds.md", markdown(rows))):
                 with replace_file(RESULTS / name) as temporary:
                     temporary.write_text(text, encoding="utf-8")
+
+
+def read_rows(path: Path) -> dict[tuple[str, str, str], Row]:
+    """Return the rows of a table that was written, by teacher, table and name."""
+    if not path.exists():
+        return {}
+    types = [{"str": str, "float": float}[field.type] for field in fields(Row)]
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.reader(file))[1:]
+    found = [Row(*(read(text) for read, text in zip(types, line, strict=True))) for line in lines]
+    return {(row.teacher, row.table, row.name): row for row in found}
 
 
 class Study:
@@ -270,6 +298,6 @@ def markdown(rows: list[Row]) -> str:
 
 if __name__ == "__main__":
     try:
-        main()
+        typer.run(main)
     except FlexiError as error:
         raise SystemExit(str(error)) from error
