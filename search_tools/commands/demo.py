@@ -37,7 +37,7 @@ def demo(
     console.make_folder(folder)
     began = time.monotonic()
     backend = EmbeddedBackend(settings)
-    wanted = SearchSettings.of(backend, speedup, samples=24, seed=seed, finalists=0, move=False)
+    wanted = SearchSettings.of(backend, speedup, samples=24, seed=seed, finalists=0, guesses=0, move=False)
     study, space, result = run(backend, wanted, f"sqlite:///{folder / 'study.db'}", minutes=minutes)
     if result.best is None:
         raise FlexiError("the search was interrupted before its first candidate; run the same command to go on")
