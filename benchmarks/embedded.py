@@ -15,6 +15,7 @@ import io
 from pathlib import Path
 from typing import Annotated
 
+import optuna
 import typer
 from rich.console import Console
 
@@ -28,7 +29,7 @@ from search_tools.judge import Judge, Row, baselines
 from search_tools.pictures import save_image_rows, save_pareto
 from search_tools.settings import SearchSettings
 from search_tools.space import FAMILIES, Space
-from search_tools.study import SearchState, open_study, run_search, with_results
+from search_tools.study import SearchResult, SearchState, open_study, run_search, with_results
 from search_tools.teacher import TeacherSettings
 
 RESULTS = Path(__file__).parent / "results"
@@ -68,16 +69,8 @@ def make_table(name: str, minutes: float, search_samples: int, samples: int, see
     found, candidates, studies = {}, [], {}
     for label, families in SEARCHES.items():
         wanted = SearchSettings.of(backend, speedup, search_samples, families=families, seed=seed)
-        study = open_study(f"sqlite:///{RESULTS / 'studies.db'}", f"{name}, {label}, seed {seed}", wanted)
-
-        def say(state: SearchState, label: str = label) -> None:
-            _err.print(f"{name}: {label}: {state.finished} candidates, {state.seconds_left:.0f} s left")
-
-        space = with_guesses(study, backend, wanted.space(backend.cost, backend.identity["sigmas"]), wanted.guesses)
-        result = run_search(study, space, fitness, minutes=minutes, on_progress=say)
-        if result.interrupted:
-            raise typer.Exit(130)
-        found[label], studies[label] = result.best.schedule, study
+        result, studies[label] = search(f"{name}, {label}, seed {seed}", backend, wanted, fitness, minutes=minutes)
+        found[label] = result.best.schedule
         candidates += result.candidates
     judge = Judge(backend, samples, progress=lambda row, done, total: None)
     rows, pictures = [judge.teacher_row], [("teacher", judge.teacher_pictures)]
@@ -96,6 +89,22 @@ def make_table(name: str, minutes: float, search_samples: int, samples: int, see
     title = f"{settings.steps} {settings.sampler} steps, {samples} unseen seeds"
     save_pareto(RESULTS / f"{name}.png", candidates, settings.steps, rows, judge.curves((1.5, 2, 3, 5, 8)), title)
     print(f"{name}: {title}\n{markdown(rows)}")
+
+
+def search(
+    name: str, backend: EmbeddedBackend, wanted: SearchSettings, fitness: Fitness, **budget: float
+) -> tuple[SearchResult, optuna.Study]:
+    """Return the result of a search, run or read from its study, and the study; `budget` is that of `run_search`."""
+    study = open_study(f"sqlite:///{RESULTS / 'studies.db'}", name, wanted)
+    space = with_guesses(study, backend, wanted.space(backend.cost, backend.identity["sigmas"]), wanted.guesses)
+
+    def say(state: SearchState) -> None:
+        _err.print(f"{name}: {state.finished} candidates, {state.seconds_left:.0f} s left", highlight=False)
+
+    result = run_search(study, space, fitness, on_progress=say, **budget)
+    if result.interrupted or result.best is None:
+        raise typer.Exit(130)
+    return result, study
 
 
 def markdown(rows: list[Row]) -> str:

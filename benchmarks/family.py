@@ -15,24 +15,22 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import optuna
 import typer
+from embedded import RESULTS, search
 from rich.console import Console
 
-from flexi_core import FlexiError, Schedule
+from flexi_core import FlexiError
 from flexi_core.files import replace_file
 from flexi_core.presets import DEMO_FAMILY, preset
 from flexi_core.replay import PredictionStore
 from flexi_core.schedule_file import to_dict
 from search_tools.embedded import EmbeddedBackend
 from search_tools.fitness import Fitness
-from search_tools.guesses import with_guesses
 from search_tools.judge import Judge, Row
 from search_tools.settings import SearchSettings
-from search_tools.study import SearchState, open_study, run_search, with_results
+from search_tools.study import with_results
 from search_tools.teacher import TeacherSettings
 
-RESULTS = Path(__file__).parent / "results"
 SPEEDUPS = {1.5: 16, 2.0: 16, 3.0: 32, 5.0: 32}  # samples to search with: the farther from the teacher, the more they differ
 STEPS = (20, 25, 30, 50)
 PLAIN, ANY = "as few plain steps", "for any model"
@@ -55,7 +53,11 @@ def main(
             entries = known.setdefault(name, {})
             if str(count) in entries:
                 continue
-            schedule, study = search(backend, speedup, evaluations, search_samples, seed)
+            wanted = SearchSettings.of(backend, speedup, search_samples, seed=seed)
+            title = f"family, {count} steps, {name}, {search_samples} samples, seed {seed}"
+            fitness = Fitness(backend, wanted.stages, predictions=PredictionStore())
+            result, study = search(title, backend, wanted, fitness, evaluations=evaluations)
+            schedule = result.best.schedule
             judge = judge or Judge(backend, samples)
             row, _ = judge.judge("searched", schedule)
             best = with_results(schedule, backend.identity, row, samples, study, seed)
@@ -70,25 +72,6 @@ def main(
     with replace_file(RESULTS / "family.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)
-
-
-def search(
-    backend: EmbeddedBackend, speedup: float, evaluations: int, samples: int, seed: int
-) -> tuple[Schedule, optuna.Study]:
-    """Return the best schedule of a search over the wider space, and its study."""
-    wanted = SearchSettings.of(backend, speedup, samples, seed=seed)
-    name = f"family, {backend.settings.steps} steps, {speedup:g}x, {samples} samples, seed {seed}"
-    study = open_study(f"sqlite:///{RESULTS / 'studies.db'}", name, wanted)
-    space = with_guesses(study, backend, wanted.space(backend.cost, backend.identity["sigmas"]), wanted.guesses)
-
-    def say(state: SearchState) -> None:
-        _err.print(f"{name}: {state.finished} candidates, {state.seconds_left:.0f} s left", highlight=False)
-
-    fitness = Fitness(backend, wanted.stages, predictions=PredictionStore(), fit=wanted.fit)
-    result = run_search(study, space, fitness, evaluations=evaluations, on_progress=say)
-    if result.interrupted or result.best is None:
-        raise typer.Exit(130)
-    return result.best.schedule, study
 
 
 def beside_of(row: Row) -> dict[str, float]:

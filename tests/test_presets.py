@@ -47,7 +47,6 @@ def test_the_embedded_model_has_a_searched_schedule_of_its_own(name, speedup, st
     assert (len(searched), teacher["model"], teacher["sampler"], teacher["steps"]) == (steps, "embedded", "euler", steps)
     assert measured["speedup_macs"] == pytest.approx(predicted_speedup(searched, cost))
     assert measured["speedup_macs"] >= speedup
-    assert measured["samples"] >= 64 and searched.info["provenance"]["study"]
     said = made_for(searched)
     assert said.startswith(f"made for {steps} euler steps, normal, cfg 3, 32x32; ") and said.endswith(" dB")
 

@@ -37,6 +37,7 @@ def demo(
     console.make_folder(folder)
     began = time.monotonic()
     backend = EmbeddedBackend(settings)
+    # No sensitivities: its minutes go to candidates.
     wanted = SearchSettings.of(backend, speedup, samples=24, seed=seed, finalists=0, guesses=0, move=False)
     study, space, result = run(backend, wanted, f"sqlite:///{folder / 'study.db'}", minutes=minutes)
     if result.best is None:
