@@ -114,6 +114,12 @@ def test_preset_of_the_demo_model_does_in_the_server_what_it_says(server, graph,
     does_in_the_server_what_it_says(server, *graph, node, known[preset][str(steps)])
 
 
+def test_preset_of_an_older_graph_runs_without_the_input_that_it_lacks(server, graph):
+    short, only = graph
+    put_in(short, only, {"class_type": "FlexiPreset", "inputs": {"preset": "2x", "steps": 6}})
+    assert "6 steps: 3 full, 3 null (extrapolated)" in report_text(server.run(short), short)
+
+
 def does_in_the_server_what_it_says(server, graph, only, node, schedule):
     teacher, measured = schedule["teacher"], schedule["measured"]
     put_in(graph, only, node)
