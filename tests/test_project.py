@@ -63,7 +63,9 @@ def test_the_presets_of_the_demo_model_were_searched_for_the_model_that_is_shipp
 
 def was_searched_for_the_model_that_is_shipped(schedule):
     settings = {key: schedule.info["teacher"][key] for key in ("sampler", "scheduler", "steps", "cfg")}
-    assert schedule.info["teacher"] == EmbeddedBackend(TeacherSettings(**settings)).identity
+    teacher = EmbeddedBackend(TeacherSettings(**settings)).identity
+    # Another processor's last bit may be another.
+    assert schedule.info["teacher"] == {**teacher, "sigmas": pytest.approx(teacher["sigmas"], rel=1e-6)}
     assert schedule.info["measured"]["samples"] >= 64 and schedule.info["provenance"]["study"]
 
 
