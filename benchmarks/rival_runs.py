@@ -80,17 +80,17 @@ def same_solver(steps: Sequence[int]) -> list[Rival]:
     return [Rival(SAME_SOLVER, f"{count} steps", steps=count) for count in steps]
 
 
-def best_solver(backend: SceneBackend, steps: int, say: Callable[[str], None]) -> tuple[str, str]:
+def best_solver(backend: SceneBackend, steps: int, pictures: int, say: Callable[[str], None]) -> tuple[str, str]:
     """Return the solver and scheduler whose pictures of a step count are nearest to the teacher's.
 
-    One batch of the search's seeds decides: first every solver on the teacher's scheduler, then the best three on the others.
+    Samples of the search's seeds decide: first every solver on the teacher's scheduler, then the best three on the others.
     """
-    wanted = backend.pictures(backend.teacher(SEARCH_SEEDS, BATCH))
+    wanted = backend.pictures(backend.teacher(SEARCH_SEEDS, pictures))
     known: dict[tuple[str, str], float] = {}
 
     def judge(sampler: str, scheduler: str) -> None:
         model = backend.scenes.model
-        latents = backend.draw(model, SEARCH_SEEDS, BATCH, sampler=sampler, scheduler=scheduler, steps=steps)
+        latents = backend.draw(model, SEARCH_SEEDS, pictures, sampler=sampler, scheduler=scheduler, steps=steps)
         quality = float(psnr_db(backend.pictures(latents), wanted).mean())
         known[sampler, scheduler] = -math.inf if math.isnan(quality) else quality  # some diverge on some grids
 

@@ -35,8 +35,8 @@ class Row:
         speedup_macs: the teacher's MACs over its own.
         measures: by name, of `MEASURED`.
         converged_psnr_db: to the converged solution, mean.
-        speedup_time: the teacher's seconds over its own, median of the repeats; nan before it is timed.
-        time_low, time_high: the least and the most of the repeats.
+        speedup_time: the teacher's seconds over its own, median of the timed batches; nan where it is not timed.
+        time_low, time_high: the least and the most of the batches.
     """
 
     family: str
@@ -57,7 +57,7 @@ class Row:
         return self.measures[measure].value
 
     def timed(self, ratios: Sequence[float]) -> Row:
-        """Return the row with its speed-ups in time, one of each repeat."""
+        """Return the row with its speed-ups in time, one of each timed batch."""
         return replace(self, speedup_time=float(np.median(ratios)), time_low=min(ratios), time_high=max(ratios))
 
 
@@ -203,7 +203,7 @@ def _all_rows(bed: Testbed) -> list[str]:
     """Return every row, the rivals' with the speed-up of ours over them at their own quality."""
     ours = bed.of(*OURS)
     lines = [
-        "Every row; brackets are 95 % intervals, of the time the least and the most of the repeats. The last two columns: how "
+        "Every row; brackets are 95 % intervals, of the time the least and the most of the batches. The last two columns: how "
         "many times faster ours is at the row's own PSNR and rFID, where its captions are within a point of the teacher's.",
         "",
         "| | time | MACs | PSNR dB | SSIM | rFID | FID | captions | PSNR to converged, dB | ours, PSNR | ours, rFID |",

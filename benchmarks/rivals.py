@@ -5,10 +5,10 @@
     python benchmarks/rivals.py --only euler-50                     # one testbed
 
 Four testbeds: the embedded U-Net and the small transformer of `scene_dit.py`, each at 50 Euler and at 25 dpmpp_2m steps. Every
-rival is turned over its own knob (`rival_runs.py`), on seeds that no search and no choice of a solver has seen. First quality
-and MACs, counted by torch's flop counter on the runs themselves; then time, a few rivals between two runs of the teacher, over
-and over. What is found is kept in --folder, so that an interrupted benchmark goes on where it was; tables and plots are written
-to benchmarks/results/rivals*.
+rival is turned over its own knob (`rival_runs.py`), on seeds that no search and no choice of a solver has seen. Quality and
+time are of the same runs: a few rivals draw a batch between two runs of the teacher, then the next batch. The first batch is
+not timed, torch's flop counter counts its MACs. What is found is kept in --folder, so that an interrupted benchmark goes on
+where it was; tables and plots are written to benchmarks/results/rivals*.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +30,7 @@ from rich.console import Console
 from rival_runs import TEACHER, Rival, scheduled
 from rival_tables import CONVERGED, MEASURED, OURS, Row, Testbed, write
 from scene_dit import SCHEDULER, scene_model
-from scene_host import BATCH, SceneBackend, SceneModel, embedded_model
+from scene_host import SceneBackend, SceneModel, embedded_model
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from flexi_core import FlexiError, Schedule
@@ -64,7 +64,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     MASKS: {"families": ("free",), "strategy": "annealing", "fit": False, "move": False},
 }
 ALMOST_ALL = (1.05, 1.1, 1.25, 1.5)  # of the same solver besides: next to the teacher's quality its front must not be a step
-BETWEEN = 6  # rivals timed between two runs of the teacher
+BETWEEN = 12  # rivals between two runs of the teacher
 _err = Console(stderr=True)
 
 
@@ -79,11 +79,7 @@ def main(
     evaluations: Annotated[int, typer.Option(min=1, help="Candidates of each search.")] = 60,
     search_samples: Annotated[int, typer.Option(help="To search with.")] = 32,
     samples: Annotated[int, typer.Option(min=2, help="To judge on.")] = 128,
-    repeats: Annotated[int, typer.Option(min=1, help="Of timing.")] = 3,
-    timed: Annotated[
-        int,
-        typer.Option(min=1, help="Pictures sampled for timing; other batches than judged would let adaptive caches differ."),
-    ] = BATCH,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at once; all batches but the first are timed.")] = 8,
     converged: Annotated[int, typer.Option(min=2, help="Times the teacher's steps that its solver is converged with.")] = 4,
     folder: Annotated[Path, typer.Option(help="Where studies and measured rows are kept.")] = Path("flexi_rivals"),
     results: Annotated[Path, typer.Option(help="Where tables and plots go.")] = RESULTS,
@@ -91,6 +87,8 @@ def main(
     """Search, judge, time, and write the tables."""
     if only is not None and only not in BEDS:
         raise FlexiError(f"unknown testbed {only!r}; known: {', '.join(BEDS)}")
+    if samples % batch or samples == batch:
+        raise FlexiError(f"--samples {samples} must be two or more whole batches of {batch} (--batch)")
     for each in (folder, results):
         each.mkdir(parents=True, exist_ok=True)
     open_host(comfyui)
@@ -103,14 +101,14 @@ def main(
         kind, settings = BEDS[name]
         if kind not in models:
             models[kind] = embedded_model() if kind == "embedded" else scene_model(dit)
-        bench = Bench(name, SceneBackend(models[kind], settings), folder, _numbers(speedups), _numbers(searched or speedups))
+        found = SceneBackend(models[kind], settings), folder, batch
+        bench = Bench(name, *found, _numbers(speedups), _numbers(searched or speedups))
         every = bench.rivals(packs, evaluations, search_samples, [part.strip() for part in rivals.split(",")])
         bench.measure(every, samples, converged)
-        bench.time(every, timed, repeats)
     # A testbed that was measured before is part of the tables and plots.
     beds = []
     for name, (_, settings) in BEDS.items():
-        rows = [row for row in _rows(folder / f"{name}.json") if row.family == CONVERGED or row.speedup_time > 0]
+        rows = _rows(folder / f"{name}.json")
         families = list(dict.fromkeys(row.family for row in rows))
         rows.sort(key=lambda row: (families.index(row.family), row.speedup_time))
         beds.append(Testbed(name, _about(settings), rows))
@@ -126,6 +124,7 @@ class Bench:
         name: of `BEDS`.
         backend: its teacher.
         folder: where everything found is kept.
+        batch: pictures at once.
         speedups: of fewer steps.
         searched: speed-ups of the searches.
     """
@@ -133,6 +132,7 @@ class Bench:
     name: str
     backend: SceneBackend
     folder: Path
+    batch: int
     speedups: Sequence[float]
     searched: Sequence[float]
 
@@ -171,7 +171,7 @@ class Bench:
         path = self.folder / f"{self.name}-solvers.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         if str(count) not in known:
-            known[str(count)] = rival_runs.best_solver(self.backend, count, self.say)
+            known[str(count)] = rival_runs.best_solver(self.backend, count, self.batch, self.say)
             _keep(path, known)
         sampler, scheduler = known[str(count)]
         knob = f"{count} steps, {sampler} {scheduler}"
@@ -195,75 +195,70 @@ class Bench:
         return result.best.schedule
 
     def measure(self, rivals: Sequence[Rival], samples: int, converged: int) -> None:
-        """Measure quality and MACs of those that are not measured yet."""
+        """Measure those that are not measured yet, and keep their rows."""
         path = self.folder / f"{self.name}.json"
         rows = {(row.family, row.knob): row for row in _rows(path) if row.measures["psnr_db"].samples == samples}
         settings = self.backend.settings
         finer = SceneBackend(self.backend.scenes, replace(settings, steps=converged * settings.steps))
-        wanted = [TEACHER, Rival(CONVERGED, f"{finer.settings.steps} steps", steps=finer.settings.steps), *rivals]
         teacher, best = self.backend.teacher(JUDGE_SEEDS, samples), finer.teacher(JUDGE_SEEDS, samples)
         measures = Measures(self.backend, teacher, images="scenes")
-        whole = settings.steps * 2 * self.backend.cost.full_macs * samples
-        for rival in wanted:
-            key = rival.family, rival.knob
-            if key in rows and rows[key].schedule == rival.schedule:
-                continue
-            self.say(rival.name)
-            with counted_macs() as macs:
-                known = {TEACHER.family: teacher, CONVERGED: best}.get(rival.family)
-                latents = torch.cat([*self.draw(rival, samples)]) if known is None else known
+        whole = settings.steps * 2 * self.backend.cost.full_macs * self.batch
+
+        def keep(rival: Rival, latents: torch.Tensor, speedup_macs: float, ratios: Sequence[float] = ()) -> None:
             found = measures(latents, JUDGE_SEEDS)
-            spent = macs() or whole * (rival.steps or settings.steps) / settings.steps
-            converged_psnr = psnr_db(self.backend.pictures(latents), self.backend.pictures(best)).mean()
-            rows[key] = Row(
-                rival.family,
-                rival.knob,
-                rival.schedule,
-                whole / spent,
-                {name: found[name] for name in MEASURED},
-                float(converged_psnr),
-            )
+            measured = {name: found[name] for name in MEASURED}
+            distance = float(psnr_db(self.backend.pictures(latents), self.backend.pictures(best)).mean())
+            row = Row(rival.family, rival.knob, rival.schedule, speedup_macs, measured, distance)
+            rows[rival.family, rival.knob] = row.timed(ratios) if ratios else row
             _keep(path, [asdict(row) for row in rows.values()])
 
-    def time(self, rivals: Sequence[Rival], pictures: int, repeats: int) -> None:
-        """Time every rival against the runs of the teacher before and after it, all in this process."""
-        path = self.folder / f"{self.name}.json"
-        ratios: dict[tuple[str, str], list[float]] = {(TEACHER.family, TEACHER.knob): [1.0]}
+        keep(TEACHER, teacher, 1.0, [1.0])
+        keep(Rival(CONVERGED, f"{finer.settings.steps} steps"), best, 1 / converged)
+        known = {(row.family, row.knob, row.schedule) for row in rows.values()}
+        groups = list(_groups([each for each in rivals if (each.family, each.knob, each.schedule) not in known], self.batch))
+        for number, group in enumerate(groups, 1):
+            self.say(f"{number} of {len(groups)}: {'; '.join(rival.name for rival in group)}")
+            for rival, run in zip(group, self.beside(group, samples), strict=True):
+                keep(rival, torch.cat(run.latents), whole / run.macs, run.ratios)
 
-        def seconds(rival: Rival) -> float:
-            began = time.perf_counter()
-            for _ in self.draw(rival, pictures):
-                pass
-            return time.perf_counter() - began
+    def beside(self, group: Sequence[Rival], samples: int) -> list[Run]:
+        """Draw the judging samples with every rival of a group; the first batch is counted, the others are timed.
 
-        for batch in {rival.batch for rival in rivals}:
-            teacher = replace(TEACHER, batch=batch)
-            alike = [rival for rival in rivals if rival.batch == batch]
-            seconds(teacher)  # to warm up
-            for repeat in range(repeats):
-                self.say(f"timing, round {repeat + 1} of {repeats}")
-                order, before = alike[:: (-1) ** repeat], seconds(teacher)
-                for at in range(0, len(order), BETWEEN):
-                    taken = {(rival.family, rival.knob): seconds(rival) for rival in order[at : at + BETWEEN]}
-                    after = seconds(teacher)
-                    for key, took in taken.items():
-                        ratios.setdefault(key, []).append((before + after) / 2 / took)
-                    before = after
-        rows = [(row, ratios.get((row.family, row.knob))) for row in _rows(path)]
-        _keep(path, [asdict(row.timed(found) if found else row) for row, found in rows])
+        They are timed batch by batch, beside the runs of the teacher before and after them, in this process.
+        """
+        runs = [Run() for _ in group]
+        at_once = min(group[0].batch, self.batch)
+        for at in range(0, self.batch, at_once):
+            for rival, run in zip(group, runs, strict=True):
+                with counted_macs() as macs:
+                    run.latents.append(self.draw(rival, at, at_once)[0])
+                run.macs += macs()
+        _, before = self.draw(TEACHER, 0, at_once)
+        for at in range(self.batch, samples, at_once):
+            drawn = [self.draw(rival, at, at_once) for rival in group]
+            _, after = self.draw(TEACHER, at, at_once)
+            for run, (latents, took) in zip(runs, drawn, strict=True):
+                run.latents.append(latents)
+                run.ratios.append((before + after) / 2 / took)
+            before = after
+        return runs
 
-    def draw(self, rival: Rival, samples: int) -> Iterator[torch.Tensor]:
-        """Yield the latents of the judging samples, a batch at a time."""
+    def draw(self, rival: Rival, at: int, count: int) -> tuple[torch.Tensor, float]:
+        """Return the latents of the judging samples from one on, and the seconds that sampling them took."""
         model = rival.patch(self.backend.scenes.model)
-        for at in range(0, samples, rival.batch):
-            yield self.backend.draw(
-                model,
-                JUDGE_SEEDS + at,
-                min(rival.batch, samples - at),
-                sampler=rival.sampler,
-                scheduler=rival.scheduler,
-                steps=rival.steps,
-            )
+        settings = {"sampler": rival.sampler, "scheduler": rival.scheduler, "steps": rival.steps}
+        began = time.perf_counter()
+        latents = self.backend.draw(model, JUDGE_SEEDS + at, count, **settings)
+        return latents, time.perf_counter() - began
+
+
+@dataclass
+class Run:
+    """What one rival's runs gave: latents of every batch, MACs of the first, the teacher's time over its own in the others."""
+
+    latents: list[torch.Tensor] = field(default_factory=list)
+    macs: float = 0.0
+    ratios: list[float] = field(default_factory=list)
 
 
 class MaskSpace(Space):
@@ -299,6 +294,13 @@ def counted_macs() -> Iterator[Callable[[], float]]:
     )
     with counter:
         yield lambda: counter.get_total_flops() / 2
+
+
+def _groups(rivals: Sequence[Rival], batch: int) -> Iterator[Sequence[Rival]]:
+    """Yield rivals that draw as many pictures at once, `BETWEEN` at most."""
+    for at_once in sorted({min(rival.batch, batch) for rival in rivals}, reverse=True):
+        alike = [rival for rival in rivals if min(rival.batch, batch) == at_once]
+        yield from (alike[at : at + BETWEEN] for at in range(0, len(alike), BETWEEN))
 
 
 def _about(settings: TeacherSettings) -> str:
