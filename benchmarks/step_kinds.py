@@ -152,7 +152,7 @@ def measure_product(study: Study) -> None:
 
 
 def measure_beside(study: Study) -> None:
-    """Measure other terms beside the derivative's three: the guidance difference's, and the last full step's state."""
+    """Measure terms beside the derivative's three: of the guidance difference, of low frequencies, of the last full state."""
     bench = Bench(study.bench.backend.settings, MANY)
     searched = load_schedule(BUNDLED / SEARCHED[study.teacher])
     levels = bench.sigmas if searched.sigmas is None else bench.sigmas.new_tensor(searched.sigmas)
@@ -161,6 +161,7 @@ def measure_beside(study: Study) -> None:
         "guidance difference, held": Rule(beside=1),
         "guidance difference, held and linear": Rule(beside=2),
         "guidance difference, held to quadratic": Rule(beside=3),
+        "their low spatial frequencies": Rule(low=True),
         "state of the last full step": Rule(state=True),
         "guidance difference, held and linear, and the state": Rule(beside=2, state=True),
     }.items():

@@ -20,6 +20,7 @@ from search_tools.embedded import EmbeddedBackend
 from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
 
 FIT, JUDGED = 8, 24  # samples
+CUTOFF = 0.05  # cycles a pixel
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Rule:
         denoised: it is the denoised latent that is extrapolated, not the derivative.
         log_sigma: in log sigma, not in the number of the step.
         beside: how many terms of the guidance difference are fitted beside these.
+        low: whether the terms' low spatial frequencies (`low_frequencies`) are fitted beside them, as FreqCa (Liu et al., 2025)
+            caches them apart.
         state: whether the state of the last full step is one more.
         guidance_terms: of the guidance difference in f steps.
         feature_terms: of a partial step's deep feature.
@@ -45,6 +48,7 @@ class Rule:
     denoised: bool = False
     log_sigma: bool = False
     beside: int = 0
+    low: bool = False
     state: bool = False
     guidance_terms: int = 1
     feature_terms: int = 1
@@ -184,6 +188,7 @@ class Exploration:
     def _terms(self, i: int, seen: list[torch.Tensor]) -> list[torch.Tensor]:
         rule, place = self.rule, self._places[i]
         terms = [self._values.combined(weights) for weights in self._values.changes(place, rule.terms)]
+        terms += [low_frequencies(term) for term in terms] if rule.low else []
         terms += [self._guidance.combined(weights) for weights in self._guidance.changes(place, rule.beside)]
         return [*terms, *([self._state] if rule.state else []), *seen]
 
@@ -226,6 +231,13 @@ class _FirstRowsOfHistory:
 
     def combined(self, weights: list[float]) -> torch.Tensor:
         return self._history.combined(weights)[:FIT]
+
+
+def low_frequencies(images: torch.Tensor) -> torch.Tensor:
+    """Return [..., H, W] below about a twentieth of a cycle a pixel: the spectrum under a Gaussian of that deviation."""
+    rows, columns = (torch.fft.fftfreq(size, device=images.device) for size in images.shape[-2:])
+    window = (-(rows[:, None] ** 2 + columns**2) / (2 * CUTOFF**2)).exp()
+    return torch.fft.ifft2(torch.fft.fft2(images) * window).real
 
 
 def _denoised_response(response: torch.Tensor, sigmas: list[float]) -> torch.Tensor:
