@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from flexi_core import FlexiError, Schedule
 from flexi_core.cost import NetworkCost
 from flexi_core.files import replace_file
-from flexi_core.metrics import psnr_db
+from flexi_core.metrics import data_range, psnr_db
 from flexi_core.presets import from_kinds
 from flexi_core.replay import PredictionStore
 from flexi_core.schedule import StepKind
@@ -202,12 +202,13 @@ class Bench:
         finer = SceneBackend(self.backend.scenes, replace(settings, steps=converged * settings.steps))
         teacher, best = self.backend.teacher(JUDGE_SEEDS, samples), finer.teacher(JUDGE_SEEDS, samples)
         measures = Measures(self.backend, teacher, images="scenes")
+        solution, scale = self.backend.pictures(best), data_range(self.backend.pictures(teacher))
         whole = settings.steps * 2 * self.backend.cost.full_macs * self.batch
 
         def keep(rival: Rival, latents: torch.Tensor, speedup_macs: float, ratios: Sequence[float] = ()) -> None:
             found = measures(latents, JUDGE_SEEDS)
             measured = {name: found[name] for name in MEASURED}
-            distance = float(psnr_db(self.backend.pictures(latents), self.backend.pictures(best)).mean())
+            distance = float(psnr_db(self.backend.pictures(latents), solution, scale).mean())
             row = Row(rival.family, rival.knob, rival.schedule, speedup_macs, measured, distance)
             rows[rival.family, rival.knob] = row.timed(ratios) if ratios else row
             _keep(path, [asdict(row) for row in rows.values()])
