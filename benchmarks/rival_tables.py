@@ -25,6 +25,8 @@ GROUPS: dict[str, Callable[[Row], bool]] = {
 }
 ACCEPTED = 0.01  # of caption accuracy below the teacher's: what people would accept
 
+IDENTICAL = 1e-6  # rFID below which pictures are the teacher's
+
 
 @dataclass(frozen=True)
 class Row:
@@ -227,14 +229,14 @@ def _line(*cells: str) -> str:
 
 
 def _marked(bed: Testbed, row: Row, measure: str) -> str:
-    good = row.family not in (TEACHER, CONVERGED) and bed.is_as_good(row, measure)
+    good = row.family not in (TEACHER, CONVERGED) and bed.is_as_good(row, measure) and _figure(row, measure) != "some the same"
     return _figure(row, measure) + (" =" if good else "")
 
 
 def _figure(row: Row, measure: str) -> str:
     found, digits = row.measures[measure], {"psnr_db": ".1f", "ssim": ".4f"}.get(measure, ".3g")
-    if math.isinf(found.value):
-        return "same"
+    if math.isinf(found.value):  # the mean, where any one picture is the teacher's
+        return "same" if row.value("rfid") < IDENTICAL else "some the same"
     return f"{found.value:{digits}} ({found.low:{digits}}-{found.high:{digits}})"
 
 
