@@ -355,7 +355,16 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def server(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def environment() -> dict[str, str]:
+    """The environment of another process that imports the host."""
+    found = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    if not imports_torchvision():
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, [found.get("PYTHONPATH"), str(STANDIN)]))
+    return found
+
+
+@pytest.fixture(scope="session")
+def server(checkout: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real server on a free port, with a base directory of its own: nothing is written into the checkout."""
     require_v3_nodes()
     base = tmp_path_factory.mktemp("server")
@@ -368,9 +377,6 @@ def server(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     command = [sys.executable, str(checkout / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--use-pytorch-cross-attention", "--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
     command += ["--disable-auto-launch", "--disable-api-nodes"]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    if not imports_torchvision():
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(STANDIN)]))
     log = base / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=base)
