@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import math
+import re
 import signal
 import statistics
 import sys
@@ -175,7 +176,7 @@ def main(
         raise FlexiError("the page of the GPU check is not for a try: give another with --out")
     if not (comfyui / "comfy" / "samplers.py").is_file():
         raise FlexiError(f"{comfyui} is no ComfyUI checkout; give one with --comfyui")
-    clock, page = Clock(minutes), Page(out or PAGE, _head(comfyui, device, dtype, tiny, minutes))
+    clock, page = Clock(minutes), Page(out or PAGE, _head(comfyui, device, dtype, tiny, minutes, only))
     check: Check | None = None
     with torch.inference_mode():  # as the host runs everything
         for part in (PARTS[name] for name in names):
@@ -450,7 +451,7 @@ class Check:
     def _overhead(self, subject: Subject, full: Any) -> None:
         models = {"no node": subject.model, "node, all full": full}
         times: dict[str, list[float]] = {name: [] for name in models}
-        for i in self.times(6):
+        for i in self.times(5):
             for name in list(models) if i % 2 else list(models)[::-1]:
                 times[name].append(subject.seconds(models[name], TEN))
         without, with_node = times.values()
@@ -492,13 +493,15 @@ class Check:
     def _schedules(self, subject: Subject, cost: Any) -> None:
         page = self._page
         page.table("schedule", "predicted by MACs", "measured against no node", "least to most", "measured / predicted")
+        before = subject.seconds(subject.model, 2 * TEN)
         for text in SCHEDULES[:2] if self.tiny else SCHEDULES:
             schedule = Schedule.parse(text)
-            self._clock.require(5 * len(schedule) * self._full)
+            self._clock.require(3 * len(schedule) * self._full)
             model, _ = subject.apply(text)
-            ratios = []
-            for _ in self.times(3):
-                ratios.append(subject.seconds(subject.model, len(schedule)) / subject.seconds(model, len(schedule)))
+            fast = [subject.seconds(model, len(schedule)) for _ in self.times(2)]
+            after = subject.seconds(subject.model, len(schedule))
+            ratios = [(before + after) / 2 / seconds for seconds in fast]
+            before = after
             measured = statistics.median(ratios)
             predicted = math.nan if cost is None else predicted_speedup(schedule, cost)
             spread = f"{min(ratios):.2f}x to {max(ratios):.2f}x"
@@ -514,7 +517,7 @@ class Check:
             self._clock.require(3 * steps * self._full)
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
-            seconds = statistics.median(subject.seconds(model, steps) for _ in self.times(3))
+            seconds = statistics.median(subject.seconds(model, steps) for _ in self.times(2))
             most = f"{torch.cuda.max_memory_allocated(self.device) / _MIB:.0f}" if self.device.type == "cuda" else ""
             page.row(name, f"{seconds:.3f}", "" if handle is None else f"{handle.report.cache_mib:.1f}", most)
 
@@ -620,17 +623,17 @@ def _fill(network: torch.nn.Module, device: torch.device) -> None:
             value.normal_(0, 0.1, generator=rng).add_(name.endswith(("weight", "scale", "gamma")))  # those of norms are near 1
 
 
-def _head(comfyui: Path, device: str, dtype: str, tiny: bool, minutes: float) -> list[str]:
-    stated: dict[str, str] = {}
-    if (version := comfyui / "comfyui_version.py").is_file():
-        exec(version.read_text(encoding="utf-8"), stated)
+def _head(comfyui: Path, device: str, dtype: str, tiny: bool, minutes: float, only: str) -> list[str]:
+    version = comfyui / "comfyui_version.py"
+    stated = re.search(r'__version__ = "(.+)"', version.read_text(encoding="utf-8")) if version.is_file() else None
     used = [f"--minutes {minutes:g}", *(["--tiny"] if tiny else []), *([f"--device {device}"] if device != "cuda" else [])]
+    used += [f"--only {only}"] if only else []
     cuda = f", CUDA {torch.version.cuda}" if device == "cuda" else ""
     return [
         "# The check on a GPU" if device == "cuda" else "# A try of the GPU check on a CPU: its numbers say nothing",
         "",
         f"Made by `python benchmarks/gpu.py {' '.join(used)}` on {device_name(device)}, torch {torch.__version__}{cuda}, "
-        f"ComfyUI {stated.get('__version__', 'of an unknown version')}, {dtype}, networks with random weights.",
+        f"ComfyUI {stated[1] if stated else 'of an unknown version'}, {dtype}, networks with random weights.",
     ]
 
 
