@@ -2,7 +2,7 @@
 
     schedule = group *("|" group) [";" option *("," option)]
     group    = count "*" "(" group *("|" group) ")" | letters ["@" depth ["^" order]] ["~" factor *("," factor)]
-    option   = "order" "=" number | "sigmas" "=" level *("/" level)
+    option   = "order" "=" number | "sigmas" "=" level *("/" level) | "basis" "=" name
 
 Spaces are free. Segments are letters F, P, N, X, f, p; a run such as FFXX splits before each F, so that `|` may be left out.
 """
@@ -13,7 +13,7 @@ import re
 from itertools import groupby
 
 from .errors import ScheduleError
-from .schedule import DEFAULT_DEPTH, MAX_STEPS, Schedule, Segment, StepKind
+from .schedule import BASES, DEFAULT_DEPTH, MAX_STEPS, Schedule, Segment, StepKind
 
 MAX_TEXT = 100_000  # characters
 _MAX_NESTING = 8
@@ -44,6 +44,7 @@ def unparse(schedule: Schedule) -> str:
         count = len(list(group))
         parts.append(text if count == 1 else f"{count}*({text})")
     options = [] if schedule.order == 1 else [f"order={schedule.order}"]
+    options += [] if schedule.basis is None else [f"basis={schedule.basis}"]
     options += [] if schedule.sigmas is None else ["sigmas=" + "/".join(map(_decimal, schedule.sigmas))]
     return "|".join(parts) + ("; " + ", ".join(options) if options else "")
 
@@ -63,22 +64,24 @@ class _Parser:
 
     def schedule(self) -> Schedule:
         segments = self.groups(nesting=0)
-        order, sigmas = 1, None
+        order, sigmas, basis = 1, None, None
         if self.take(";"):
             while self.peek():
                 name = self.next("an option such as order=2")
-                if name not in ("order", "sigmas"):
-                    raise self.error(f"unknown option {name!r}; known: order, sigmas")
+                if name not in ("order", "basis", "sigmas"):
+                    raise self.error(f"unknown option {name!r}; known: order, basis, sigmas")
                 self.expect("=")
                 if name == "order":
                     order = self.number("the extrapolation order")
+                elif name == "basis":
+                    basis = self.next(f"a basis: {' or '.join(BASES)}")
                 else:
                     sigmas = self.decimals("/", "a noise level such as 14.6")
                 if not self.take(","):
                     break
         if self.peek():
             raise self.error(f"unexpected {self.peek()!r}; segments are joined by |")
-        return Schedule(tuple(segments), order, sigmas)
+        return Schedule(tuple(segments), order, sigmas, basis)
 
     def groups(self, nesting: int) -> list[Segment]:
         segments = self.group(nesting)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.latent_formats
@@ -28,24 +33,25 @@ from .demo.scenes import parse_caption
 from .errors import FlexiError, ScheduleError
 from .extrapolation import Observer
 from .fingerprint import architecture_fingerprint, weights_fingerprint
-from .fit import Solver
 from .graphs import keep_outside, outside_graphs
-from .plan import Plan, between_ends, make_plan, same_grid
+from .plan import Plan, between_ends, check_levels, make_plan, same_grid
+from .presets import Preset, is_served
 from .replay import Replay
 from .report import RunReport
-from .run import Run
+from .run import Run, processor_time
+from .sampler import PLAIN, SamplerTraits, Solver, probe
 from .schedule import Schedule
 from .schedule_file import size_text
 from .transformer_steps import ModelCall
 from .unet_steps import NetworkCall, block_count
+
+log = logging.getLogger(__name__)
 
 KEY = "flexiffusion"
 ON_MISMATCH = ("map", "refuse", "off")
 _PATCHED = "the network's weights are patched (a LoRA)"
 _PATCH_VALUES = 64  # read from each tensor of a patch
 _REPORTS_KEPT = 8  # a graph may sample several times with one model
-# These samplers choose their own noise levels and ignore the run's.
-_OWN_GRID = {"dpm_fast_function": "dpm_fast", "dpm_adaptive_function": "dpm_adaptive"}
 # Core's own step caches, by the key of their wrappers.
 _OTHER_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
 _SAME_FUNCTION = {"ddim": "euler", "uni_pc": "unipc", "uni_pc_bh2": "unipc_bh2"}
@@ -67,14 +73,18 @@ class RunHandle:
         digest = _digest(latent)
         return next((report for made, report in reversed(self._reports) if made == digest), self.report)
 
-    def keep(self, report: RunReport, latent: torch.Tensor) -> None:
-        """Add the report of a run that came to its end, with the latent that it made."""
-        self._reports.append((_digest(latent), report))
+    def keep(self, report: Callable[[], RunReport], latent: torch.Tensor, seconds: float) -> None:
+        """Add the report of a run that came to its end, with the latent that it made in some seconds; this never raises."""
+        try:
+            self._reports.append((_digest(latent), report()))
+        except Exception as error:  # the picture is there, and stays
+            log.exception("Flexiffusion: the report of a run failed")
+            self._reports.append(("", RunReport(None, seconds, [f"{_failed('The report', error)} The picture is as planned."])))
 
 
 def apply_schedule(
     model: comfy.model_patcher.ModelPatcher,
-    schedule: Schedule,
+    schedule: Schedule | Preset,
     on_mismatch: str = "map",
     cache: str = "auto",
     cache_limit_mib: float = 0,
@@ -87,7 +97,7 @@ def apply_schedule(
 
     Args:
         model: any model of the host.
-        schedule: of any length.
+        schedule: of any length, or a preset, which is resolved for each run when it starts.
         on_mismatch: what to do when the run is not the one the schedule was made for: `map` it, `refuse` to sample, or
             turn the schedule `off`.
         cache: where deep features are kept, one of `PLACES`; `auto` is the device's memory while that leaves room, else RAM.
@@ -121,6 +131,27 @@ def apply_schedule(
     return clone, handle
 
 
+class _Refused(FlexiError):
+    """The run is not the schedule's, and was to be refused then."""
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """A schedule laid over a run.
+
+    Args:
+        plan: None for plain sampling.
+        words: what the report says first.
+        notes: what it says last.
+        schedule: that a preset became.
+    """
+
+    plan: Plan | None
+    words: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    schedule: Schedule | None = None
+
+
 class _HostRun:
     """The run with what the adapter has to remember of it; lives in the run's own model options."""
 
@@ -133,7 +164,7 @@ class _OuterSample:
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: Schedule | Preset,
         on_mismatch: str,
         policy: CachePolicy,
         handle: RunHandle,
@@ -148,17 +179,25 @@ class _OuterSample:
     def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         keep_outside()
         guider = executor.class_obj
-        plan, notes = self._plan(guider, sampler, sigmas, noise.shape)
-        notes = [*self.notes, *notes]
+        solve = HostSolver(sampler, guider.model_patcher)
+        try:
+            laid = self._lay(guider, solve, sigmas, noise.shape)
+        except (_Refused, comfy.model_management.InterruptProcessingException):
+            raise
+        except Exception as error:  # whatever goes wrong with the schedule, the picture is made
+            log.exception("Flexiffusion: the schedule could not be laid over the run")
+            laid = _Laid(None, notes=(_failed("The schedule", error),))
+        plan, notes = laid.plan, [*self.notes, *laid.notes]
         began = time.perf_counter()
         if plan is None:
             latent = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-            self.handle.keep(RunReport(None, time.perf_counter() - began, notes), latent)
+            seconds = time.perf_counter() - began
+            self.handle.keep(lambda: RunReport(None, seconds, notes, laid.words), latent, seconds)
             return latent
-        synchronize = _synchronizer(guider.model_patcher.load_device)
+        stopwatch = _stopwatch(guider.model_patcher.load_device)
         counted = {"optimized_attention_override": _counted_attention}
-        observer = self.observe and self.observe(plan, _solver(sampler))
-        run = Run(plan, synchronize, self.policy, counted, self.replay and self.replay(), observer)
+        observer = self.observe and self.observe(plan, solve)
+        run = Run(plan, stopwatch, self.policy, counted, self.replay and self.replay(), observer)
         options = guider.model_options.setdefault("transformer_options", {})
         post_cfg = len(guider.model_options.get("sampler_post_cfg_function", ()))
         options[KEY] = _HostRun(run, post_cfg)
@@ -167,49 +206,146 @@ class _OuterSample:
         finally:
             del options[KEY]
             run.release()
-        self.handle.keep(RunReport(run, time.perf_counter() - began, notes), latent)
+        seconds = time.perf_counter() - began
+        self.handle.keep(lambda: RunReport(run, seconds, notes, laid.words, laid.schedule), latent, seconds)
         return latent
 
-    def _plan(self, guider, sampler, sigmas: torch.Tensor, shape: torch.Size) -> tuple[Plan | None, list[str]]:
-        name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
-        if name in _OWN_GRID:
-            return None, [f"The schedule stood down: {_OWN_GRID[name]} chooses its own noise levels; use another sampler."]
+    def _lay(self, guider, solve: HostSolver, sigmas: torch.Tensor, shape: torch.Size) -> _Laid:
+        """Lay the schedule, or what the preset is for this run, over the run.
+
+        Raises:
+            _Refused: the schedule was made for another run, and on_mismatch is refuse.
+        """
         if others := _other_caches(guider.model_options):
-            return None, [f"The schedule stood down: {others} skips steps of this model too; remove one of the two."]
-        grid = _grid_mismatches(self.schedule, sigmas.tolist())
+            return _stood_down(f"{others} skips steps of this model too; remove one of the two")
+        levels = sigmas.tolist()
+        try:
+            check_levels(levels)
+        except ScheduleError as error:
+            return _stood_down(str(error))
+        traits = probe(solve, levels)
+        if solve.interrupted is not None:
+            raise solve.interrupted
+        if traits is not None and not traits.keeps_levels:
+            return _stood_down(f"{solve.name} chooses its own noise levels; use another sampler")
+        schedule, words, resolved = self.schedule, [], None
+        if isinstance(schedule, Preset):
+            found = schedule.resolve(traits, levels, _is_guided(guider))
+            if found.schedule is None:
+                return _Laid(None, found.words)
+            schedule = resolved = found.schedule
+            words += found.words
+        elif "X" in schedule.letters:
+            if traits is None:
+                return _stood_down(f"{solve.name} could not be tried, so what its skipped steps need is unknown")
+            words += _advice(schedule, traits)
+        grid = _grid_mismatches(schedule, levels)
         others = [
-            *_teacher_mismatches(self.schedule, guider.model_patcher, name.removeprefix("sample_")),
-            *_setting_mismatches(self.schedule, getattr(guider, "cfg", None), shape),
+            *_teacher_mismatches(schedule, guider.model_patcher, solve.name),
+            *_setting_mismatches(schedule, getattr(guider, "cfg", None), shape),
         ]
         differences = [*grid, *others]
         if differences and self.on_mismatch == "refuse":
-            raise FlexiError(
+            raise _Refused(
                 f"the schedule does not fit this run: {'; '.join(differences)}. Change the run, load another schedule, "
                 "or set on_mismatch to map"
             )
         if differences and self.on_mismatch == "off":
-            return None, [*_other_run(differences), "The schedule is off, as on_mismatch asks."]
-        try:
-            # How it was mapped says all about another grid.
-            return make_plan(self.schedule, sigmas.tolist()), _other_run(others)
-        except ScheduleError as error:
-            return None, [*_other_run(others), f"The schedule stood down: {error}."]
+            return _Laid(None, notes=(*_other_run(differences), "The schedule is off, as on_mismatch asks."))
+        plan = make_plan(schedule, levels, traits or PLAIN)
+        if plan.lost:
+            # A preset's own words say what to do.
+            advice = "" if resolved else f" Use Flexi Preset, or a schedule for {len(levels) - 1} steps."
+            words.insert(0, plan.lost + advice)
+        # How it was mapped says all about another grid.
+        return _Laid(plan, tuple(words), tuple(_other_run(others)), resolved)
 
 
-def _solver(sampler: comfy.samplers.Sampler) -> Solver:
-    """Return the solver that a sampler of the host is, for any denoiser.
+def _stood_down(reason: str) -> _Laid:
+    return _Laid(None, notes=(f"The schedule stood down: {reason}.",))
 
-    Raises:
-        AttributeError: when it is run, where the sampler is not one of the host's own kind.
+
+def _failed(what: str, error: Exception) -> str:
+    return f"{what} failed ({type(error).__name__}: {error}), an error of Flexiffusion's own; the log has more."
+
+
+def _is_guided(guider: Any) -> bool:
+    """Return whether a guider of the host runs with and without the prompt: any guidance scale of it is not 1."""
+    scales = [value for name, value in vars(guider).items() if name.startswith("cfg") and isinstance(value, int | float)]
+    return any(not math.isclose(scale, 1.0) for scale in scales)
+
+
+class HostSolver:
+    """The solver that a sampler of the host is, for any denoiser; its noise is that of a seed of its own.
+
+    Args:
+        sampler: of the run.
+        patcher: of the run's model, whose noise levels some samplers look at.
     """
 
-    def solve(denoise: Callable[[torch.Tensor, float], torch.Tensor], x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-        def model(x: torch.Tensor, sigma: torch.Tensor, **_: Any) -> torch.Tensor:
-            return denoise(x, float(sigma.max()))
+    def __init__(self, sampler: comfy.samplers.Sampler, patcher: comfy.model_patcher.ModelPatcher) -> None:
+        self._function = getattr(sampler, "sampler_function", None)
+        self._options = getattr(sampler, "extra_options", {})
+        self._patcher = patcher
+        self.reads_guidance = False  # whether it asked for the prediction without the prompt
+        self.interrupted: BaseException | None = None  # by the user, while it was tried
 
-        return sampler.sampler_function(model, x, sigmas, extra_args={}, callback=None, disable=True, **sampler.extra_options)
+    @property
+    def name(self) -> str:
+        """The sampler's name, as people choose it where it is the host's own."""
+        name = getattr(self._function, "__name__", "the sampler")
+        return name.removeprefix("sample_").removesuffix("_function")
 
-    return solve
+    def __call__(
+        self, denoise: Callable[[torch.Tensor, float], torch.Tensor], x: torch.Tensor, sigmas: torch.Tensor, seed: int = 0
+    ) -> torch.Tensor:
+        """Return where the sampler ends.
+
+        Raises:
+            TypeError: the sampler is not one of the host's own kind.
+        """
+        extra = {"seed": seed, "model_options": {}, "denoise_mask": None}
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a sampler's library, about the made-up run
+            torch.default_generator.manual_seed(seed)  # the CPU's alone: no other device is put back behind it
+            try:
+                return self._function(
+                    _StandIn(denoise, self), x, sigmas.clone(), extra_args=extra, callback=None, disable=True, **self._options
+                )
+            except comfy.model_management.InterruptProcessingException as error:
+                self.interrupted = error
+                raise
+
+
+class _StandIn:
+    """Stands for the model before a sampler that is tried: its answers are given, its noise levels the real model's."""
+
+    def __init__(self, denoise: Callable[[torch.Tensor, float], torch.Tensor], solver: HostSolver) -> None:
+        self._denoise, self._solver = denoise, solver
+        patcher = solver._patcher
+        base = SimpleNamespace(model_sampling=patcher.get_model_object("model_sampling"))
+        self.inner_model = SimpleNamespace(inner_model=base, model_patcher=patcher, model_options={}, cfg=1.0, conds={})
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, model_options: Any = None, **_: Any) -> torch.Tensor:
+        denoised = self._denoise(x, float(sigma.max()))
+        for listener in (model_options or {}).get("sampler_post_cfg_function", ()):
+            self._solver.reads_guidance = True
+            denoised = listener(
+                {"denoised": denoised, "cond_denoised": denoised, "uncond_denoised": denoised, "input": x, "sigma": sigma,
+                 "model": self.inner_model.inner_model, "cond_scale": 1.0, "model_options": model_options}
+            )  # fmt: skip
+        return denoised
+
+
+def _advice(schedule: Schedule, traits: SamplerTraits) -> list[str]:
+    """Return what the user of a schedule of extrapolated steps should know of the run's sampler."""
+    if schedule.basis == "derivative" and traits.draws_noise:
+        return [
+            "The sampler draws noise, and the schedule carries the derivative on: expect grain. Leave out basis=derivative."
+        ]
+    if not is_served(traits):
+        return [f"With a sampler that {traits.words}, no schedule of extrapolated steps is known to beat as many plain steps."]
+    return []
 
 
 def _other_run(differences: Sequence[str]) -> list[str]:
@@ -436,8 +572,33 @@ def _counted_attention(_, *args, **kwargs):
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
 
 
-def _synchronizer(device: torch.device) -> Callable[[], None] | None:
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None
+def _stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
+    """Return a stopwatch for a device (see `Run`): on CUDA by events, which cost no wait.
+
+    Waiting for the device before and after each step made a U-Net's steps 12 to 24 % slower on an H200
+    (docs/results/gpu.md), since the host could not prepare the next one meanwhile.
+    """
+    return partial(_DeviceSpan, device) if device.type == "cuda" else processor_time
+
+
+class _DeviceSpan:
+    """A span of a CUDA device's time: begun when made, ended by the first call; the next ones tell its seconds."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._end = device, None
+        self._begin = self._mark()
+
+    def _mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def __call__(self) -> float:
+        if self._end is None:
+            self._end = self._mark()
+            return 0.0
+        self._end.synchronize()
+        return self._begin.elapsed_time(self._end) / 1000
 
 
 class _Pixels(comfy.latent_formats.LatentFormat):

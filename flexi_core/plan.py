@@ -13,7 +13,9 @@ from itertools import pairwise
 
 import torch
 
+from .basis import Rule, rule_of
 from .errors import ScheduleError
+from .sampler import PLAIN, SamplerTraits
 from .schedule import Schedule, Step, StepKind
 
 # Samplers that convert sigma to their own time and back return it with rounding noise of this relative size.
@@ -27,16 +29,18 @@ class Plan:
     Args:
         sigmas: the run's noise levels [n + 1], descending: its own, or those that the schedule moves them to.
         steps: one for each interval.
-        order: of the extrapolation where a step has no blend.
+        rule: how extrapolated steps are predicted.
         mapping: in words, how the schedule was laid over the run; empty when it fits as it is.
         moved: the noise levels are the schedule's.
+        lost: in words, that mapping left nothing of what the schedule saves; empty where it saves something.
     """
 
     sigmas: tuple[float, ...]
     steps: tuple[Step, ...]
-    order: int
+    rule: Rule
     mapping: str = ""
     moved: bool = False
+    lost: str = ""
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -72,7 +76,12 @@ class Plan:
     @property
     def terms(self) -> int:
         """How many computed steps an extrapolation goes back to."""
-        return max(self.order + 1, *(len(step.blend or ()) for step in self.steps))
+        return max(len(self.rule.blend), *(len(self.blend(i)) for i in range(len(self.steps))))
+
+    def blend(self, index: int) -> tuple[float, ...]:
+        """Return the factors of an extrapolated step: its segment's, else those of the run."""
+        own = self.steps[index].blend if self.rule.own_blends else None
+        return own or self.rule.blend
 
     @property
     def letters(self) -> str:
@@ -89,7 +98,7 @@ class Plan:
         return own or next((step.depth for step in partial if 0 < step.segment - segment <= step.forecast), None)
 
 
-def make_plan(schedule: Schedule, sigmas: Sequence[float]) -> Plan:
+def make_plan(schedule: Schedule, sigmas: Sequence[float], sampler: SamplerTraits = PLAIN) -> Plan:
     """Lay a schedule over a run.
 
     With the teacher's sigma grid in the schedule's file, steps correspond by noise level (nearest in log sigma); without
@@ -99,22 +108,21 @@ def make_plan(schedule: Schedule, sigmas: Sequence[float]) -> Plan:
     Args:
         schedule: of any length.
         sigmas: the run's noise levels [n + 1], strictly descending, the last >= 0.
+        sampler: what the run's sampler does.
 
     Raises:
         ScheduleError: the run has no step, or its sigmas do not fall.
     """
+    check_levels(sigmas)
     sigmas = tuple(float(s) for s in sigmas)
-    if len(sigmas) < 2:
-        raise ScheduleError(f"the run has {max(len(sigmas) - 1, 0)} steps; a schedule needs at least one")
-    if not all(math.isfinite(s) for s in sigmas) or any(b >= a for a, b in pairwise(sigmas)):
-        raise ScheduleError("the run's sigmas do not fall from step to step; a schedule fits denoising runs only")
+    rule = rule_of(schedule, sampler)
     n, steps, grid = len(sigmas) - 1, tuple(schedule.steps()), schedule.teacher_sigmas
     if n == len(steps) and (grid is None or same_grid(grid, sigmas)):
         if schedule.sigmas is None:
-            return Plan(sigmas, steps, schedule.order)
+            return Plan(sigmas, steps, rule)
         if (moved := between_ends(schedule.sigmas, sigmas)) is not None:
-            return Plan(moved, steps, schedule.order, moved=True)
-        return Plan(sigmas, steps, schedule.order, "noise levels are left out, the run begins or ends elsewhere")
+            return Plan(moved, steps, rule, moved=True)
+        return Plan(sigmas, steps, rule, "noise levels are left out, the run begins or ends elsewhere")
     if grid is not None:
         logs = [math.log(max(s, 1e-8)) for s in (schedule.sigmas or grid)[:-1]]
         sources = [min(range(len(logs)), key=lambda i: abs(logs[i] - math.log(max(s, 1e-8)))) for s in sigmas[:-1]]
@@ -131,7 +139,25 @@ def make_plan(schedule: Schedule, sigmas: Sequence[float]) -> Plan:
         reuses = mapped and step.kind is StepKind.FULL_CONDITIONAL
         mapped.append(Step(StepKind.FULL, None, step.segment) if opens and not reuses else step)
         previous = step.segment
-    return Plan(sigmas, tuple(mapped), schedule.order, mapping)
+    lost = ""
+    if all(step.kind is StepKind.FULL for step in mapped) and not schedule.is_all_full:
+        lost = f"This schedule saves nothing here: made for {len(steps)} steps, laid over {n}, every step is computed."
+    return Plan(sigmas, tuple(mapped), rule, mapping, lost=lost)
+
+
+def check_levels(sigmas: Sequence[float]) -> None:
+    """Refuse what is no run from noise to a picture.
+
+    Args:
+        sigmas: noise levels [n + 1].
+
+    Raises:
+        ScheduleError: the run has no step, or its sigmas do not fall.
+    """
+    if len(sigmas) < 2:
+        raise ScheduleError(f"the run has {max(len(sigmas) - 1, 0)} steps; a schedule needs at least one")
+    if not all(math.isfinite(s) for s in sigmas) or any(b >= a for a, b in pairwise(sigmas)):
+        raise ScheduleError("the run's sigmas do not fall from step to step; a schedule fits denoising runs only")
 
 
 def same_grid(a: Sequence[float], b: Sequence[float]) -> bool:

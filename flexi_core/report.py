@@ -9,7 +9,7 @@ from functools import cached_property
 
 from .cost import NetworkCost, all_full_macs, count_macs, run_macs
 from .run import FULL_DEPTH, Run
-from .schedule import StepKind
+from .schedule import Schedule, StepKind
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,29 @@ class RunReport:
         run: finished; None when the run was left to plain sampling.
         seconds: of the whole sampling.
         notes: sentences about mapping, mismatches, or why the schedule stood down.
+        words: sentences that come first: what the user got.
+        schedule: that a preset became.
     """
 
-    def __init__(self, run: Run | None, seconds: float, notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        run: Run | None,
+        seconds: float,
+        notes: Sequence[str] = (),
+        words: Sequence[str] = (),
+        schedule: Schedule | None = None,
+    ) -> None:
         self.seconds = seconds
-        self.notes = tuple(notes)
+        self.notes, self.words, self.schedule = tuple(notes), tuple(words), schedule
         self.steps: tuple[StepReport, ...] = ()
         self.cache_mib = 0.0
         self._run = run
         if run is not None:
             plan = run.plan
-            laid = f"The schedule's {plan.mapping}." if plan.mapping else _MOVED if plan.moved else ""
+            laid = f"The schedule's {plan.mapping}." if plan.mapping and not plan.lost else _MOVED if plan.moved else ""
             self.notes = (*((laid,) if laid else ()), *self.notes)
             self.steps = tuple(_step_report(run, i) for i in range(len(run.plan.steps)))
+            self.words = (*self._more_than_planned(), *self.words)
             self.cache_mib = run.cache.most_bytes / 2**20
 
     @property
@@ -121,11 +131,12 @@ class RunReport:
 
     def __str__(self) -> str:
         if not self.steps:
-            return "\n".join(["Flexiffusion: plain sampling, every step full.", *self.notes, f"{self.seconds:.2f} s."])
+            first = "Flexiffusion: plain sampling, every step full."
+            return "\n".join([first, *self.words, *self.notes, f"{self.seconds:.2f} s."])
         counts = Counter(step.ran for step in self.steps)
         names = {kind: f"null ({kind.label})" if kind.is_null else kind.label for kind in StepKind}
         kinds = ", ".join(f"{counts[kind]} {name}" for kind, name in names.items() if counts[kind])
-        lines = [f"Flexiffusion: {len(self.steps)} steps: {kinds}.", self.letters]
+        lines = [*self.words, f"Flexiffusion: {len(self.steps)} steps: {kinds}.", self.letters]
         calls, speedup = sum(step.network_calls for step in self.steps), self.speedup_macs
         if self.cost is not None:
             lines.append(
@@ -149,7 +160,16 @@ class RunReport:
         elif self.cache_mib:
             lines.append(f"Cache: {self.cache_mib:.2f} MiB at most.")
         lines += self.notes
+        lines += [f"As text for Flexi Schedule: {self.schedule}"] if self.schedule else []
         return "\n".join(lines)
+
+    def _more_than_planned(self) -> list[str]:
+        """Return in words that steps ran in full which were to be cheaper; nothing where none did."""
+        more = [step for step in self.steps if step.ran is StepKind.FULL and step.planned is not StepKind.FULL]
+        if not more:
+            return []
+        full = sum(step.ran is StepKind.FULL for step in self.steps)
+        return [f"{full} of {len(self.steps)} steps were computed in full, {len(more)} more than the schedule says: see below."]
 
     def _fallbacks(self) -> Counter[str]:
         return sum((record.fallbacks for record in self._run.records), Counter()) if self._run else Counter()

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .cache import CachePolicy, Feature, FeatureCache
-from .extrapolation import DerivativeHistory, Observer
+from .extrapolation import Observer, PredictionHistory
 from .graphs import outside_graphs
 from .guidance import GuidanceHistory
 from .plan import Plan
@@ -37,14 +37,32 @@ class StepRecord:
     """What one step of the run really did.
 
     `calls` counts rows sent through the network by depth (`FULL_DEPTH`: every block); `evaluations` counts the sampler's
-    questions, answered by the network or not; `fallbacks` are the reasons for which a step ran full.
+    questions, answered by the network or not; `spans` tell the seconds of each computed answer, when they are asked;
+    `fallbacks` are the reasons for which a step ran full.
     """
 
     calls: Counter[int] = field(default_factory=Counter)
     network_calls: int = 0
     evaluations: int = 0
-    seconds: float = 0.0
+    spans: list[Callable[[], float]] = field(default_factory=list)
     fallbacks: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def seconds(self) -> float:
+        """Time in the network and the guidance; asked for during a run, it waits for the device."""
+        return sum(span() for span in self.spans)
+
+
+def processor_time() -> Callable[[], float]:
+    """Begin a span of time on a device that computes at once; return what ends it and tells its seconds ever after."""
+    began, ended = time.perf_counter(), 0.0
+
+    def end() -> float:
+        nonlocal ended
+        ended = ended or time.perf_counter()
+        return ended - began
+
+    return end
 
 
 class Run:
@@ -52,17 +70,18 @@ class Run:
 
     Args:
         plan: what each step computes.
-        synchronize: waits for the device before a clock is read; None on a CPU.
+        stopwatch: begins a span of time, and returns what ends it when first called and tells its seconds; it must not make
+            the processor wait for the device, whose work it runs ahead of.
         policy: where deep features are kept, and how much of them.
         count_options: options for the pass without data in which MACs are counted.
         replay: where predictions are looked up before they are computed.
-        observer: follows the run's derivatives.
+        observer: follows the run's predictions.
     """
 
     def __init__(
         self,
         plan: Plan,
-        synchronize: Callable[[], None] | None = None,
+        stopwatch: Callable[[], Callable[[], float]] = processor_time,
         policy: CachePolicy | None = None,
         count_options: Mapping[str, Any] | None = None,
         replay: Replay | None = None,
@@ -76,12 +95,12 @@ class Run:
         self.records = [StepRecord() for _ in plan.steps]
         self.first_call: tuple[nn.Module, NetworkCall | ModelCall] | None = None  # for counting MACs after the run
         self.cache = FeatureCache(policy or CachePolicy())
-        self._synchronize = synchronize or (lambda: None)
+        self._stopwatch = stopwatch
         self._count_options = count_options or {}
         self._steps: dict[nn.Module, UNetSteps | TransformerSteps] = {}
         self._extrapolates = any(step.kind is StepKind.EXTRAPOLATED for step in plan.steps)
         self._observer = observer
-        self._history = DerivativeHistory(MOST_TERMS if observer else plan.terms)
+        self._history = PredictionHistory(MOST_TERMS if observer else plan.terms)
         self._warned: set[str] = set()
         self._evaluation: float | None = None  # the noise level that is being asked for
         self._seen: Counter[Hashable] = Counter()  # chunks of it, by conditioning
@@ -110,35 +129,35 @@ class Run:
         record = self.records[index]
         record.evaluations += 1
         self._begin_evaluation(sigma)
-        place = self.plan.place(sigma)
-        step = self.plan.steps[index]
-        if step.kind is StepKind.EXTRAPOLATED:
+        place, rule = self.plan.place(sigma), self.plan.rule
+        self._history.rewind(place)
+        if self.plan.steps[index].kind is StepKind.EXTRAPOLATED:
             if must_compute:
                 self._fall_back(index, must_compute)
             elif not self._history.fits(x):
                 self._fall_back(index, "no computed step of this shape to extrapolate from")
             else:
                 blend = self._observer and self._observer.blend(index, self._history)
-                derivative = self._history.extrapolate(place, blend or step.blend or (1.0,) * (self.plan.order + 1))
+                prediction = self._history.extrapolate(place, blend or self.plan.blend(index))
                 if self._observer:
-                    self._observer.see(index, x, derivative)
-                return x - sigma * derivative
+                    self._observer.see(index, x, prediction)
+                return rule.denoised(x, sigma, prediction)
         # Whoever listens for the unguided prediction must hear it.
         replay = None if must_compute else self._replay
         key, denoised = (None, None) if replay is None else replay.recall(self.plan, index, x, sigma)
         if denoised is None:
-            self._synchronize()
-            began = time.perf_counter()
+            span = self._stopwatch()
             denoised = compute()
-            self._synchronize()
-            record.seconds += time.perf_counter() - began
+            span()
+            record.spans.append(span)
             if replay is not None:
                 replay.keep(self.plan, index, key, denoised)
-        if self._extrapolates or self._observer:
-            derivative = (x - denoised) / sigma
-            self._history.add(place, derivative)
+        # What a sampler asks between two steps' starts is answered, but not gone on from.
+        if place == index and (self._extrapolates or self._observer):
+            prediction = rule.value(x, sigma, denoised)
+            self._history.add(place, prediction)
             if self._observer:
-                self._observer.see(index, x, derivative)
+                self._observer.see(index, x, prediction)
         return denoised
 
     def guide(
@@ -215,7 +234,7 @@ class Run:
         """Drop everything that the run kept of the network's work; its records stay."""
         self.cache.clear()
         self._steps.clear()
-        self._history = DerivativeHistory(self.plan.terms)
+        self._history = PredictionHistory(self.plan.terms)
         self._observer = None
         self._guidance = self._guidance and GuidanceHistory()
 

@@ -20,6 +20,7 @@ MAX_STEPS = 10_000
 MAX_DEPTH = 1_000
 MAX_ORDER = 3
 MAX_BLEND = 100
+BASES = ("derivative", "denoised")  # what extrapolated steps carry on: (x - denoised) / sigma, or the denoised latent
 DEFAULT_DEPTH = 3  # the shallowest depth at which held features did not drift in long runs
 
 
@@ -151,16 +152,19 @@ class Schedule:
         segments: at least one.
         order: of the extrapolation in segments without a blend: 0 holds the last prediction, 1 is linear, at most 3.
         sigmas: the noise levels [n + 1] that its steps run at, in place of the sampling run's own; None keeps those.
+        basis: of the extrapolation, one of `BASES`; None leaves it to the sampler (see `basis.rule_of`).
         info: what the schedule's file says beside the schedule (teacher, measured, provenance, unknown keys); it takes no
             part in equality.
 
     Raises:
-        ScheduleError: no segment, too many steps, an order out of range, or sigmas that are too few, too many or do not fall.
+        ScheduleError: no segment, too many steps, an order out of range, an unknown basis, or sigmas that are too few, too many
+            or do not fall.
     """
 
     segments: tuple[Segment, ...]
     order: int = 1
     sigmas: tuple[float, ...] | None = None
+    basis: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -172,6 +176,8 @@ class Schedule:
             raise ScheduleError(f"the schedule has {len(self)} steps; at most {MAX_STEPS} are supported")
         if not 0 <= self.order <= MAX_ORDER:
             raise ScheduleError(f"the extrapolation order is {self.order}; it is 0 (hold) to {MAX_ORDER}")
+        if self.basis not in (None, *BASES):
+            raise ScheduleError(f"the basis is {self.basis!r}; it is one of {', '.join(BASES)}")
         if self.sigmas is not None:
             self._check_sigmas()
 

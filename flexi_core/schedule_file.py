@@ -130,14 +130,13 @@ def made_for(schedule: Schedule) -> str:
 
 
 def _chosen_on(preset: Any) -> str:
-    """Return in words what a ready-made schedule was measured on; empty where an info does not say."""
+    """Return in words how a ready-made schedule was measured; empty where an info does not say."""
     measured = preset.get("measured") if isinstance(preset, dict) else None
-    beds = measured if isinstance(measured, dict) else {}
-    gains = {name: m["over_fewer_steps_db"] for name, m in beds.items() if isinstance(m, dict) and "over_fewer_steps_db" in m}
-    if not gains or not all(map(_is_number, gains.values())):
+    found = measured if isinstance(measured, dict) else {}
+    near, plain = found.get("psnr_db"), found.get("plain_db")
+    if not (_is_number(near) and _is_number(plain)):
         return ""
-    found = "; ".join(f"{name}: {gain:+.1f} dB" for name, gain in gains.items())
-    return f"{preset.get('steps')} steps measured, against fewer steps; {found}"
+    return f"Flexi Preset's, {near:.0f} dB on test models of {preset.get('steps')} steps; as few plain steps {plain:.0f} dB"
 
 
 def size_text(size: Sequence[int]) -> str:

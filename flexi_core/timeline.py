@@ -19,6 +19,7 @@ WIDTH = 1024  # pixels
 _MARGIN, _CELL_HEIGHT, _GAP, _LINE = 28, 88, 3, 26
 _NUMBER_WIDTH = 26  # pixels, with air around it
 _STEPS_PER_ROW = 60
+_HEADLINE = 84  # characters in a line
 _MIN_SHARE = 0.12  # so that the cheapest step is still seen
 
 _BACKGROUND, _EMPTY, _TEXT, _FAINT = "#1d1f24", "#2b2e36", "#eceff4", "#9aa2b1"
@@ -41,14 +42,17 @@ def draw_timeline(report: RunReport) -> torch.Tensor:
     """
     if not report.steps:
         return draw_message(str(report))
+    first, *others = [line for words in [*report.words[:1], _numbers(report)] for line in textwrap.wrap(words, _HEADLINE)]
     rows = [report.steps[i : i + _STEPS_PER_ROW] for i in range(0, len(report.steps), _STEPS_PER_ROW)]
     notes = [line for note in _notes(report) for line in textwrap.wrap(note, 112)]
+    head = 44 + 30 * len(others)
     row_height = _CELL_HEIGHT + _LINE + 10
-    height = 2 * _MARGIN + 44 + len(rows) * row_height + 20 + (14 + _LINE * len(notes) if notes else 0)
+    height = 2 * _MARGIN + head + len(rows) * row_height + 20 + (14 + _LINE * len(notes) if notes else 0)
     image, draw = _canvas(height)
     y = _MARGIN
-    draw.text((_MARGIN, y), _headline(report), fill=_TEXT, font=_font(24), anchor="lt")
-    y += 44
+    for i, line in enumerate([first, *others]):
+        draw.text((_MARGIN, y + 30 * i), line, fill=_TEXT, font=_font(24), anchor="lt")
+    y += head
     columns = len(report.steps) if len(rows) == 1 else _STEPS_PER_ROW
     for row in rows:
         _draw_row(draw, report, row, y, (WIDTH - 2 * _MARGIN) / columns)
@@ -70,7 +74,7 @@ def draw_message(text: str) -> torch.Tensor:
     return _tensor(image)
 
 
-def _headline(report: RunReport) -> str:
+def _numbers(report: RunReport) -> str:
     parts = [f"{len(report.steps)} steps"]
     if report.speedup_macs is not None:
         parts.append(f"{report.speedup_macs:.2f}x fewer MACs")
@@ -83,7 +87,7 @@ def _headline(report: RunReport) -> str:
 def _notes(report: RunReport) -> list[str]:
     reasons = Counter(reason for step in report.steps for reason in step.fallbacks)
     fell_back = [f"{count} step{'s' if count > 1 else ''} ran in full: {reason}." for reason, count in reasons.items()]
-    return [*fell_back, *report.notes]
+    return [*report.words[1:], *fell_back, *report.notes]
 
 
 def _draw_row(draw: ImageDraw.ImageDraw, report: RunReport, row: tuple[StepReport, ...], top: float, pitch: float) -> None:

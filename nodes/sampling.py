@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from comfy_api.latest import io, ui
 
 from ..flexi_core import Schedule
 from ..flexi_core.cache import PLACES
 from ..flexi_core.host import ON_MISMATCH, RunHandle, apply_schedule
+from ..flexi_core.presets import Preset
 from ..flexi_core.timeline import draw_message, draw_timeline
 from .sockets import CATEGORY, PAPER, FlexiRunType, FlexiScheduleType
+
+log = logging.getLogger(__name__)
 
 _NO_RUN = (
     "No run to report: nothing was sampled with the model of this Flexi Apply node. Connect its model to the sampler, "
@@ -66,7 +71,7 @@ class FlexiApply(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, schedule: Schedule, on_mismatch: str, cache: str = "auto", cache_limit_mib: int = 0
+        cls, model, schedule: Schedule | Preset, on_mismatch: str, cache: str = "auto", cache_limit_mib: int = 0
     ) -> io.NodeOutput:
         return io.NodeOutput(*apply_schedule(model, schedule, on_mismatch, cache, cache_limit_mib))
 
@@ -80,8 +85,9 @@ class FlexiReport(io.ComfyNode):
             node_id="FlexiReport",
             display_name="Flexi Report",
             category=CATEGORY,
-            description="Shows what sampling under a schedule did: the kind of every step, network calls, steps that had to "
-            f"run in full with the reason, multiply-accumulates (MACs) and seconds against all steps in full. {PAPER}.",
+            description="Shows what sampling under a schedule did: in words what was saved and how near the picture is, the "
+            "kind of every step, network calls, steps that had to run in full with the reason, multiply-accumulates (MACs) "
+            f"and seconds against all steps in full. {PAPER}.",
             inputs=[
                 FlexiRunType.Input("run", tooltip="The run of Flexi Apply."),
                 io.Latent.Input(
@@ -99,7 +105,12 @@ class FlexiReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, run: RunHandle, latent: dict[str, torch.Tensor]) -> io.NodeOutput:
-        report = run.report_of(latent["samples"])
-        text, picture = (_NO_RUN, draw_message(_NO_RUN)) if report is None else (str(report), draw_timeline(report))
-        shown = ui.PreviewText(text).as_dict() | ui.PreviewImage(picture, cls=cls).as_dict()
+        try:
+            report = run.report_of(latent["samples"])
+            text, picture = (_NO_RUN, draw_message(_NO_RUN)) if report is None else (str(report), draw_timeline(report))
+            shown = ui.PreviewText(text).as_dict() | ui.PreviewImage(picture, cls=cls).as_dict()
+        except Exception as error:  # the latent is there, and goes on
+            log.exception("Flexiffusion: the report of a run failed")
+            text = f"The report failed ({type(error).__name__}: {error}); the latent is as sampled, the log has more."
+            picture, shown = torch.zeros(1, 64, 64, 3), ui.PreviewText(text).as_dict()
         return io.NodeOutput(latent, text, picture, ui=shown)

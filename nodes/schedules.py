@@ -9,13 +9,14 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..flexi_core import FlexiError, Schedule, ScheduleError, load_schedule, save_schedule
-from ..flexi_core.presets import MODELS, PRESETS
+from ..flexi_core.presets import MODELS, PRESETS, Preset
 from ..flexi_core.presets import preset as make_preset
 from ..flexi_core.schedule import MAX_STEPS
 from ..flexi_core.schedule_file import made_for, to_dict
 from . import folder
 from .sockets import CATEGORY, PAPER, FlexiScheduleType
 
+_EXAMPLE = "10*(FX)"
 _KINDS = (
     "F full, P partial (the shallow blocks only), N removed, X extrapolated, f and p like F and P with the last guidance reused"
 )
@@ -35,7 +36,7 @@ class FlexiSchedule(io.ComfyNode):
             inputs=[
                 io.String.Input(
                     "text",
-                    default=str(Schedule.parse(make_preset("2x", 20).letters)),
+                    default=_EXAMPLE,
                     multiline=True,
                     dynamic_prompts=False,
                     tooltip=f"One letter for each step: {_KINDS}. | ends a segment, @k sets the depth of its partial steps "
@@ -52,11 +53,12 @@ class FlexiSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:
-        return _with_strip(Schedule.parse(text))
+        schedule = Schedule.parse(text)
+        return io.NodeOutput(schedule, ui={"flexi_steps": (schedule.letters,)})
 
 
 class FlexiPreset(io.ComfyNode):
-    """A ready schedule for any step count."""
+    """A ready schedule, which knows the run when sampling starts."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -64,23 +66,27 @@ class FlexiPreset(io.ComfyNode):
             node_id="FlexiPreset",
             display_name="Flexi Preset",
             category=CATEGORY,
-            description="A ready schedule for any number of steps. 1.5x to 5x compute two thirds to a fifth of the steps "
-            f"and extrapolate the others ({PAPER}); the node says what they were measured on. deepcache computes every third "
-            "step in full and the others with the shallow blocks (DeepCache, Ma et al., 2023); all-full is plain sampling.",
+            description="A ready schedule for any sampler and number of steps, chosen when sampling starts. 1.25x to 5x "
+            f"compute four fifths to a fifth of the steps and extrapolate the others ({PAPER}); where nothing beats as many "
+            "plain steps, less is saved or the run is sampled plainly, and Flexi Report says so. deepcache computes every "
+            "third step in full and the others with the shallow blocks (DeepCache, Ma et al., 2023); all-full is plain "
+            "sampling.",
             inputs=[
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
                     default="2x",
                     tooltip="How much to save: 2x takes about half the time of plain sampling, 5x a fifth, further from its "
-                    "image. A schedule found by a search for your own run does better.",
+                    "image. Less is saved where no schedule so fast beats fewer plain steps. A schedule found by a search for "
+                    "your own run does better.",
                 ),
                 io.Int.Input(
                     "steps",
-                    default=20,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=MAX_STEPS,
-                    tooltip="Steps of the sampler that this schedule is for. More or fewer in the sampler are mapped.",
+                    tooltip="0 takes the sampler's own number of steps, whatever it is. Another number makes the schedule for "
+                    "that many steps; where the sampler has more or fewer it is mapped, and Flexi Report says so.",
                 ),
                 io.Combo.Input(
                     "model",
@@ -97,7 +103,10 @@ class FlexiPreset(io.ComfyNode):
 
     @classmethod
     def execute(cls, preset: str, steps: int, model: str = MODELS[0]) -> io.NodeOutput:
-        return _with_words(make_preset(preset, steps, model))
+        chosen = Preset(preset, steps, model)
+        known = chosen.before_run()
+        letters = known.schedule.letters if known.schedule else ""
+        return _shown(chosen, letters, "\n".join(known.words))
 
 
 class FlexiLoadSchedule(io.ComfyNode):
@@ -132,7 +141,8 @@ class FlexiLoadSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return _with_words(load_schedule(folder.find(file)))
+        schedule = load_schedule(folder.find(file))
+        return _shown(schedule, schedule.letters, made_for(schedule))
 
 
 class FlexiSaveSchedule(io.ComfyNode):
@@ -146,7 +156,10 @@ class FlexiSaveSchedule(io.ComfyNode):
             category=CATEGORY,
             description=f"Writes a schedule to models/{folder.FOLDER}, for Flexi Load Schedule and for sharing. {PAPER}.",
             inputs=[
-                FlexiScheduleType.Input("schedule", tooltip="The schedule to write, with all that its own file said."),
+                FlexiScheduleType.Input(
+                    "schedule",
+                    tooltip="The schedule to write, with all that its own file said. A Flexi Preset needs its steps set.",
+                ),
                 io.String.Input(
                     "file_name",
                     default="my_schedule",
@@ -167,22 +180,34 @@ class FlexiSaveSchedule(io.ComfyNode):
         return _valid(lambda: folder.checked_stem(file_name)) if file_name is not None else True
 
     @classmethod
-    def execute(cls, schedule: Schedule, file_name: str, overwrite: bool) -> io.NodeOutput:
+    def execute(cls, schedule: Schedule | Preset, file_name: str, overwrite: bool) -> io.NodeOutput:
+        given, schedule = schedule, _to_save(schedule)
         path = folder.path_to_save(file_name)
         if path.exists() and not overwrite and to_dict(load_schedule(path)) != to_dict(schedule):
             raise ScheduleError(f"{path.name} holds another schedule; choose another name, or turn overwrite on")
         save_schedule(schedule, path)
-        return io.NodeOutput(schedule)
+        return io.NodeOutput(given)
 
 
-def _with_strip(schedule: Schedule) -> io.NodeOutput:
-    """Return the schedule, and its letters for the strip that the page draws in the node."""
-    return io.NodeOutput(schedule, ui={"flexi_steps": (schedule.letters,)})
+def _to_save(schedule: Schedule | Preset) -> Schedule:
+    """Return the schedule of a preset with steps; another is one already.
+
+    Raises:
+        ScheduleError: the preset becomes a schedule only when sampling starts.
+    """
+    if not isinstance(schedule, Preset):
+        return schedule
+    if not schedule.steps:
+        raise ScheduleError(
+            "a Flexi Preset whose steps are 0 becomes a schedule when sampling starts, and cannot be saved before; set its "
+            "steps to the sampler's, or copy the last line of Flexi Report, the schedule that ran, into Flexi Schedule"
+        )
+    return make_preset(schedule.name, schedule.steps, schedule.model)
 
 
-def _with_words(schedule: Schedule) -> io.NodeOutput:
-    """Return the schedule with its strip, and what it was made for and measured on, which the page writes under it."""
-    return io.NodeOutput(schedule, ui=_with_strip(schedule).ui | ui.PreviewText(made_for(schedule)).as_dict())
+def _shown(schedule: Schedule | Preset, letters: str, words: str) -> io.NodeOutput:
+    """Return the schedule, its letters for the strip that the page draws in the node, and the words that it writes under it."""
+    return io.NodeOutput(schedule, ui={"flexi_steps": (letters,)} | ui.PreviewText(words).as_dict())
 
 
 def _valid(check: Callable[[], Any]) -> bool | str:

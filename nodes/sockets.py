@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-FlexiScheduleType = io.Custom("FLEXI_SCHEDULE")  # flexi_core.Schedule
+FlexiScheduleType = io.Custom("FLEXI_SCHEDULE")  # flexi_core.Schedule, or flexi_core.presets.Preset, which becomes one
 FlexiRunType = io.Custom("FLEXI_RUN")  # flexi_core.host.RunHandle
 
 CATEGORY = "Flexiffusion"

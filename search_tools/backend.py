@@ -11,6 +11,7 @@ import torch
 from flexi_core.cost import NetworkCost
 from flexi_core.errors import FlexiError
 from flexi_core.replay import PredictionStore
+from flexi_core.sampler import SamplerTraits
 from flexi_core.schedule import Schedule
 
 from .teacher import TeacherSettings
@@ -66,6 +67,11 @@ class Backend(Protocol):
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the teacher's samples; also the teacher's part of a schedule file."""
+        ...
+
+    @property
+    def traits(self) -> SamplerTraits:
+        """What the run's sampler does."""
         ...
 
     @property

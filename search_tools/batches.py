@@ -13,6 +13,7 @@ from flexi_core.cost import NetworkCost, run_macs
 from flexi_core.presets import all_full
 from flexi_core.replay import PredictionStore, Replay, ReplayMiss
 from flexi_core.run import StepRecord
+from flexi_core.sampler import SamplerTraits
 from flexi_core.schedule import Schedule
 
 from .backend import SampleProgress, Samples
@@ -27,6 +28,7 @@ class BatchedBackend(ABC):
     """
 
     settings: TeacherSettings
+    traits: SamplerTraits  # what the sampler does
     cost: NetworkCost
     batch = 16  # samples at once; more is no faster on a CPU
     most_fitted: int | None = None  # samples that blends are fitted on
@@ -109,7 +111,7 @@ class BatchedBackend(ABC):
         ) -> float:
             return self._drawn(schedule, *batch, None, None, predictions, observe)[1]
 
-        return BlendFitter(observed)
+        return BlendFitter(observed, self.traits)
 
     def _batches(self, seed: int, count: int) -> list[tuple[int, int]]:
         """Return the first seed and the size of every batch."""

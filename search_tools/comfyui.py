@@ -24,6 +24,7 @@ from flexi_core.presets import all_full
 from flexi_core.replay import Replay
 from flexi_core.report import RunReport
 from flexi_core.run import StepRecord
+from flexi_core.sampler import PLAIN, SamplerTraits, probe
 from flexi_core.schedule import Schedule
 
 from . import workflow
@@ -61,7 +62,8 @@ class ComfyBackend(BatchedBackend):
     """
 
     batch = 1
-    most_fitted = 4  # one after the other; twice as many gained 0.3 dB in trials
+    _most_fitted = 4  # one after the other; twice as many gained 0.3 dB in trials
+    _most_fitted_under_noise = 8  # four overfit by 1 to 6 dB
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class ComfyBackend(BatchedBackend):
         from flexi_core import host  # it imports the host, which is there only now
 
         self._apply_schedule = host.apply_schedule
-        self.sigmas, self._probe, latent = self._measure()
+        self.sigmas, self._run_sampler, self._probe, latent = self._measure()
         self.settings = TeacherSettings(self._sampler, self._scheduler, len(self.sigmas) - 1, self._cfg)
         self._latent_shape = tuple(latent.shape[1:])
         self.features = self._features(clip_vision, latent)
@@ -132,6 +134,18 @@ class ComfyBackend(BatchedBackend):
         # What changes the weights for a while, as a LoRA; `weights` are the original ones.
         patches = patches_note(self._model)
         return {**identity, "patches": patches} if patches else identity
+
+    @cached_property
+    def traits(self) -> SamplerTraits:
+        """What the sampler does on the run's noise levels; Euler's, where it cannot be tried."""
+        from flexi_core.host import HostSolver
+
+        return probe(HostSolver(self._run_sampler, self._model), self.sigmas.tolist()) or PLAIN
+
+    @property
+    def most_fitted(self) -> int:
+        """Samples that blends are fitted on."""
+        return self._most_fitted_under_noise if self.traits.draws_noise else self._most_fitted
 
     @cached_property
     def cost(self) -> NetworkCost:
@@ -212,12 +226,14 @@ class ComfyBackend(BatchedBackend):
         model, _ = self._apply_schedule(self._model, all_full(1))
         return features_of(model, self._conditioning(), latent)
 
-    def _measure(self) -> tuple[torch.Tensor, RunReport, torch.Tensor]:
-        """Return the run's noise levels [n + 1], the report of its first steps, and their latent."""
+    def _measure(self) -> tuple[torch.Tensor, Any, RunReport, torch.Tensor]:
+        """Return the run's noise levels [n + 1], its sampler, the report of its first steps, and their latent."""
         levels: list[torch.Tensor] = []
+        samplers: list[Any] = []
 
         def shorten(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
             levels.append(sigmas.detach().float().cpu().clone())
+            samplers.append(sampler)
             # A copy: some samplers write to theirs.
             return executor(noise, latent_image, sampler, sigmas[: _PROBED_STEPS + 1].clone(), *args, **kwargs)
 
@@ -230,7 +246,7 @@ class ComfyBackend(BatchedBackend):
         if handle.report is None or handle.report.run is None:
             notes = " ".join(handle.report.notes) if handle.report else "the sampling node made no run"
             raise FlexiError(f"node {self._node} ({self._kind}) cannot be searched for: {notes}")
-        return levels[0], handle.report, latent
+        return levels[0], samplers[0], handle.report, latent
 
     def draw_batch(
         self,

@@ -25,6 +25,7 @@ from flexi_core.schedule import Schedule
 
 from .agreement import Correlation, compare
 from .backend import Backend
+from .sampler_space import space_under
 from .space import Space
 from .teacher import SEARCH_SEEDS
 
@@ -183,7 +184,7 @@ def _candidates(backend: Backend, settings: CorrelateSettings, folder: Path) -> 
     drawn: dict[str, float] = {}
     rng = np.random.default_rng(settings.seed)
     for speedup in settings.speedups:
-        space = Space(backend.settings.steps, speedup, backend.cost)
+        space = Space(backend.settings.steps, speedup, backend.cost, **space_under(backend.traits))
         found = 0
         for _ in range(100 * settings.each):
             text = str(space.random(rng))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
 import torch
 
+from flexi_core.basis import rule_of
 from flexi_core.extrapolation import Observer
-from flexi_core.fit import BlendFit, Solver, Trajectory, TrajectoryRecorder, linear_response, response_at
+from flexi_core.fit import RIDGE, RIDGE_UNDER_NOISE, BlendFit, Trajectory, TrajectoryRecorder, linear_response, response_at
 from flexi_core.plan import Plan
 from flexi_core.presets import all_full
 from flexi_core.replay import PredictionStore
+from flexi_core.sampler import PLAIN, SamplerTraits, Solver
 from flexi_core.schedule import Schedule
 
 Observe = Callable[[Plan, Solver], "Observer | None"]
@@ -19,64 +22,72 @@ Observed = Callable[[Schedule, Hashable, Observe, "PredictionStore | None"], flo
 
 
 class BlendFitter:
-    """Fits schedules to one teacher, whose trajectories are sampled once for each batch and kept.
+    """Fits schedules to one teacher, whose trajectories are sampled once for each batch and basis, and kept.
 
     Args:
         observed: samples one batch under a schedule.
+        sampler: what the teacher's sampler does.
     """
 
-    def __init__(self, observed: Observed) -> None:
-        self._observed = observed
+    def __init__(self, observed: Observed, sampler: SamplerTraits = PLAIN) -> None:
+        self._observed, self._sampler = observed, sampler
         self._sigmas: torch.Tensor | None = None  # of the teacher
-        self._response: torch.Tensor | None = None  # of its solver
-        self._trajectories: dict[Hashable, Trajectory] = {}
+        self._responses: dict[str, torch.Tensor | None] = {}  # of its solver, by basis
+        self._trajectories: dict[tuple[Hashable, str], Trajectory] = {}
 
     def fit(
         self, schedule: Schedule, batches: Sequence[Hashable], predictions: PredictionStore | None = None
     ) -> tuple[Schedule, float]:
         """Return a schedule with fitted blends, and the MACs that its runs took.
 
-        A schedule comes back as it is where it extrapolates nothing, or where the sampler cannot be fitted (it draws noise,
-        asks twice a step, or is not linear in what it is told).
+        A schedule comes back as it is where it extrapolates nothing, where the sampler cannot be fitted (it asks twice a step,
+        or is not linear in what it is told), and where the sampler draws noise and the schedule takes it to other noise levels
+        than the teacher's: what is missing is then other noise, which no blend makes up for.
 
         Args:
             schedule: of the teacher's length.
             batches: of samples, each fitted on beside those before it.
             predictions: where network evaluations are looked up before they are computed, and kept.
         """
+        elsewhere = "N" in schedule.letters or schedule.sigmas is not None
+        if "X" not in schedule.letters or (self._sampler.draws_noise and elsewhere):
+            return schedule, 0.0
+        basis = rule_of(schedule, self._sampler).basis
         fit: BlendFit | None = None
         macs = 0.0
-        for batch in batches if "X" in schedule.letters else ():
-            teacher = self._trajectory(batch, len(schedule))
-            if self._response is None:
+        for batch in batches:
+            teacher, response = self._trajectory(batch, len(schedule), basis), self._responses[basis]
+            if response is None:
                 break
 
-            def observe(plan: Plan, solve: Solver, teacher: Trajectory = teacher) -> Observer | None:
+            def observe(
+                plan: Plan, solve: Solver, teacher: Trajectory = teacher, response: torch.Tensor = response
+            ) -> Observer | None:
                 nonlocal fit
                 if fit is None:
                     levels = torch.tensor(plan.sigmas)
-                    kept = linear_response(solve, levels[list(plan.kept)])
+                    kept = linear_response(solve, levels[list(plan.kept)], basis)
                     ends = [i for i, step in enumerate(plan.steps) if not step.kind.is_null]  # of the stretches
-                    full = response_at(solve, self._sigmas, self._response, levels, [*ends, len(plan.steps)])
+                    full = response_at(solve, self._sigmas, response, levels, [*ends, len(plan.steps)], basis)
                     if kept is None or full is None:
                         return None
-                    fit = BlendFit(plan, full, kept)
+                    fit = BlendFit(plan, full, kept, RIDGE_UNDER_NOISE if self._sampler.draws_noise else RIDGE)
                 fit.begin(teacher)
                 return fit
 
             macs += self._observed(schedule, batch, observe, predictions)
         return (schedule if fit is None else fit.schedule(schedule)), macs
 
-    def _trajectory(self, batch: Hashable, steps: int) -> Trajectory:
-        if batch not in self._trajectories:
+    def _trajectory(self, batch: Hashable, steps: int, basis: str) -> Trajectory:
+        if (batch, basis) not in self._trajectories:
             recorder = TrajectoryRecorder()
 
             def observe(plan: Plan, solve: Solver) -> Observer:
-                if self._response is None:
+                if basis not in self._responses:
                     self._sigmas = torch.tensor(plan.sigmas)
-                    self._response = linear_response(solve, self._sigmas)
+                    self._responses[basis] = linear_response(solve, self._sigmas, basis)
                 return recorder
 
-            self._observed(all_full(steps), batch, observe, None)
-            self._trajectories[batch] = recorder.trajectory
-        return self._trajectories[batch]
+            self._observed(replace(all_full(steps), basis=basis), batch, observe, None)
+            self._trajectories[batch, basis] = recorder.trajectory
+        return self._trajectories[batch, basis]

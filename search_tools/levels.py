@@ -9,6 +9,7 @@ stretch this is a linear multistep solver with coefficients and a grid of its ow
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -79,7 +80,7 @@ def with_level(schedule: Schedule, at: int, level: float) -> Schedule:
         else:
             levels[i] = _between(level, levels[after], _share(old, levels[after], levels[i]))
     levels[at] = level
-    return Schedule(schedule.segments, schedule.order, tuple(map(shortest, levels)))
+    return replace(schedule, sigmas=tuple(map(shortest, levels)))
 
 
 def shortest(level: float) -> float:

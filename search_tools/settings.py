@@ -10,9 +10,11 @@ from typing import Any
 
 from flexi_core.cost import NetworkCost
 from flexi_core.errors import FlexiError
+from flexi_core.sampler import PLAIN, SamplerTraits
 
 from .backend import Backend
 from .fitness import stages_to
+from .sampler_space import space_under
 from .space import FAMILIES, Space
 from .strategies import STRATEGIES
 from .teacher import TeacherSettings
@@ -107,8 +109,17 @@ class SearchSettings:
             f"{self.strategy}-n{self.samples}-seed{self.seed}-{digest}"
         )
 
-    def space(self, cost: NetworkCost, sigmas: Sequence[float] | None = None) -> Space:
-        """Return the space that is searched, for a network of this cost; its family `levels` needs the teacher's sigmas."""
+    def space(self, cost: NetworkCost, sigmas: Sequence[float] | None = None, sampler: SamplerTraits = PLAIN) -> Space:
+        """Return the space that is searched.
+
+        Args:
+            cost: of the network.
+            sigmas: of the teacher [n + 1]; without them there is no family `levels`.
+            sampler: what the teacher's does.
+
+        Raises:
+            FlexiError: the sampler leaves nothing of the families.
+        """
         return Space(
             self.teacher_settings.steps,
             self.speedup,
@@ -117,4 +128,5 @@ class SearchSettings:
             self.strategy == "nsga2",
             self.reuse_guidance,
             sigmas=None if sigmas is None else tuple(sigmas),
+            **space_under(sampler),
         )

@@ -12,12 +12,13 @@ import torch
 
 from flexi_core.cost import NetworkCost, count_macs
 from flexi_core.demo.model import SmallModel
-from flexi_core.demo.sampling import SAMPLERS, SCHEDULERS, make_noise, sample
+from flexi_core.demo.sampling import SAMPLERS, SCHEDULERS, make_noise, sample, sigmas_of, solver_of, traits_of
 from flexi_core.errors import FlexiError
 from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.plan import make_plan
 from flexi_core.replay import Replay
 from flexi_core.run import StepRecord
+from flexi_core.sampler import SamplerTraits
 from flexi_core.schedule import Schedule
 from flexi_core.unet_steps import NetworkCall
 
@@ -63,9 +64,14 @@ class SmallModelBackend(BatchedBackend):
         """What opens this back end again."""
         return {"kind": self.kind}
 
+    @cached_property
+    def traits(self) -> SamplerTraits:
+        """What the sampler does."""
+        return traits_of(self.settings.sampler, self.sigmas)
+
     def grid(self, steps: int) -> torch.Tensor:
-        """Return the scheduler's sigmas [steps + 1]."""
-        return SCHEDULERS[self.settings.scheduler](self.model, steps)
+        """Return the sampler's and the scheduler's sigmas [steps + 1]."""
+        return sigmas_of(self.model, self.settings.sampler, self.settings.scheduler, steps)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -106,17 +112,19 @@ class SmallModelBackend(BatchedBackend):
     ) -> tuple[torch.Tensor, list[StepRecord]]:
         """Sample one batch; see `BatchedBackend.draw_batch`."""
         sigmas = self.sigmas if steps is None else self.grid(steps)
+        plan = make_plan(schedule, sigmas.tolist(), self.traits)
         latents, run = sample(
             self.model,
-            schedule,
+            plan,
             sigmas,
             make_noise(seed, rows, self.model.latent_shape),
             self.prompts(seed, rows),
             sampler=self.settings.sampler,
             cfg=self.settings.cfg,
+            seeds=range(seed, seed + rows),
             progress=progress,
             replay=replay and replay(),
-            observer=observe and observe(make_plan(schedule, sigmas.tolist()), SAMPLERS[self.settings.sampler]),
+            observer=observe and observe(plan, solver_of(self.settings.sampler)),
         )
         return latents, run.records
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from flexi_core.basis import DERIVATIVE
 from flexi_core.cost import NetworkCost, schedule_cost
 from flexi_core.errors import FlexiError
 from flexi_core.presets import deepcache, segments_for_speedup, uniform
@@ -28,6 +29,7 @@ FAMILIES = ("paper", "paper-x", "free", "levels")
 # `levels`: full steps at noise levels of their own, extrapolated steps between them; see `levels.py`.
 _MAX_ORDER = 2  # cubic extrapolation amplified the network's error in every trial
 _GUESSES_AT_A_COST = 3
+_OTHER_BASIS = 0.1  # chance that a mutation changes the basis
 _APART = 0.999  # of a full step's noise level the next one is at most
 _RHOS = (4.0, 5.0, 3.0, 7.0)  # of the grids to start from
 _NULLS = (StepKind.EXTRAPOLATED, StepKind.NULL)
@@ -48,9 +50,13 @@ class Space:
         reuse_guidance: let full steps of the free family run the conditional half alone; of use for a guided run.
         guesses: schedules that a model of the errors found, to start from before all others.
         sigmas: of the teacher's run [n + 1]; without them there is no family `levels`.
+        bases: that extrapolated steps may be in, the default first. Schedules have theirs written, but for those of a space of
+            the derivative alone.
+        removes: whether null steps may be removed; without it there is no family `paper`.
+        moves: whether schedules may have noise levels of their own; without it there is no family `levels`.
 
     Raises:
-        FlexiError: no schedule is that cheap, or a family is not known.
+        FlexiError: no schedule is that cheap, a family is not known, or none is left.
     """
 
     steps: int
@@ -61,14 +67,24 @@ class Space:
     reuse_guidance: bool = False
     guesses: tuple[Schedule, ...] = ()
     sigmas: tuple[float, ...] | None = None
+    bases: tuple[str, ...] = (DERIVATIVE,)
+    removes: bool = True
+    moves: bool = True
 
     def __post_init__(self) -> None:
         if unknown := set(self.families) - set(FAMILIES):
             raise FlexiError(f"unknown part of the space: {', '.join(sorted(unknown))}; known: {', '.join(FAMILIES)}")
         if not 1 <= self.speedup <= self.steps:
             raise FlexiError(f"a speed-up of {self.speedup} is asked of {self.steps} steps; possible are 1 to {self.steps}")
-        if self.sigmas is None:
-            object.__setattr__(self, "families", tuple(family for family in self.families if family != "levels"))
+        gone = {"levels"} if self.sigmas is None or not self.moves else set()
+        gone |= set() if self.removes else {"paper"}
+        left = tuple(family for family in self.families if family not in gone)
+        if not left:
+            raise FlexiError(
+                f"nothing is left of the space {', '.join(self.families)}: this sampler's noise would be another with "
+                f"{'moved noise levels' if self.families == ('levels',) else 'removed steps'}; choose another part of it"
+            )
+        object.__setattr__(self, "families", left)
 
     @property
     def budget(self) -> float:
@@ -95,7 +111,11 @@ class Space:
         return schedule_cost(schedule, self.cost) / self.cost.full_macs
 
     def random(self, rng: np.random.Generator) -> Schedule:
-        """Return a random schedule of a random family."""
+        """Return a random schedule of a random family, in a random basis."""
+        schedule = self._random(rng)
+        return self._in(self.bases[rng.integers(len(self.bases))] if len(self.bases) > 1 else self.bases[0], schedule)
+
+    def _random(self, rng: np.random.Generator) -> Schedule:
         family = self.families[rng.integers(len(self.families))]
         order = int(rng.integers(_MAX_ORDER + 1))
         most = int(rng.integers(1, self.full_steps + 1)) if self.front else self.full_steps
@@ -123,7 +143,8 @@ class Space:
         return self._equal_segments(pairs, _null_of(family), order, rng)
 
     def mutate(self, schedule: Schedule, rng: np.random.Generator) -> Schedule:
-        """Return a neighbour: one to three genes changed, within the family and the budget."""
+        """Return a neighbour: one to three genes changed, within the family and the budget; rarely, the basis too."""
+        basis = self._basis(schedule)
         for _ in range(1 + rng.binomial(2, 0.3)):
             family = self.family(schedule)
             if family == "levels":
@@ -132,7 +153,9 @@ class Space:
                 schedule = self._mutate_free(schedule, rng)
             else:
                 schedule = self._mutate_paper(schedule, rng)
-        return schedule
+        if len(self.bases) > 1 and rng.random() < _OTHER_BASIS:
+            basis = str(rng.choice([other for other in self.bases if other != basis]))
+        return self._in(basis, schedule)
 
     def family(self, schedule: Schedule) -> str:
         """Return the narrowest family of this space that a schedule belongs to; one of full and X steps is `free`."""
@@ -155,7 +178,7 @@ class Space:
     def seeds(self) -> list[Schedule]:
         """Return known good points, best guesses first: placements denser at either end, presets, and rivals' schedules.
 
-        A front starts from the best guesses at several costs.
+        They come in each of the bases, one after the other. A front starts from the best guesses at several costs.
         """
         return list(self._seeds)
 
@@ -167,7 +190,7 @@ class Space:
                 if self.budget * share >= 2:
                     cheaper = replace(self, speedup=self.speedup / share, front=False, guesses=())
                     found += cheaper._guesses()[:_GUESSES_AT_A_COST]
-        return tuple({str(s): s for s in found}.values())
+        return tuple({str(s): s for schedule in found for s in (self._in(basis, schedule) for basis in self.bases)}.values())
 
     def _guesses(self) -> list[Schedule]:
         found: list[Schedule] = []
@@ -183,7 +206,8 @@ class Space:
                 found += self._late_reuse()
             found.append(self._repaired(segments_for_speedup(self.steps, self.speedup)))
             found.append(uniform(self.steps, self.full_steps))
-            found.append(uniform(self.steps, self.full_steps, StepKind.NULL))
+            if self.removes:
+                found.append(uniform(self.steps, self.full_steps, StepKind.NULL))
         rng = np.random.default_rng(0)
         shallow = self.depths[0]
         share = self.cost.share(shallow)
@@ -225,12 +249,14 @@ class Space:
             "order": IntDistribution(0, _MAX_ORDER),
             "segments": IntDistribution(1, self._most_segments),
         }
+        if len(self.bases) > 1:
+            genes["basis"] = CategoricalDistribution(self.bases)
         for i in range(self._most_segments):
             genes[f"length_{i}"] = IntDistribution(1, self.steps)
             genes[f"interval_{i}"] = IntDistribution(1, self.steps)
             genes[f"branch_{i}"] = IntDistribution(min(self.depths), max(self.depths))
             genes[f"forecast_{i}"] = IntDistribution(0, 1)
-            genes[f"null_{i}"] = CategoricalDistribution(tuple(kind.value for kind in _NULLS))
+            genes[f"null_{i}"] = CategoricalDistribution(tuple(kind.value for kind in (_NULLS if self.removes else _NULLS[:1])))
             if self.reuse_guidance:
                 genes[f"reuses_{i}"] = CategoricalDistribution((False, True))
             if "levels" in self.families and i:
@@ -241,6 +267,8 @@ class Space:
         """Return the genes of a schedule of this space."""
         family = self.family(schedule)
         genes = {"family": family, "order": schedule.order, "segments": len(schedule.segments)}
+        if len(self.bases) > 1:
+            genes["basis"] = self._basis(schedule)
         if family == "levels":
             return genes | {f"level_{i}": level for i, level in enumerate(full_levels(schedule)) if i}
         for i, segment in enumerate(schedule.segments):
@@ -259,6 +287,9 @@ class Space:
 
         Genes that were drawn one by one need not fit each other: lengths are scaled to the run.
         """
+        return self._in(genes.get("basis", self.bases[0]), self._decoded(genes))
+
+    def _decoded(self, genes: Mapping[str, Any]) -> Schedule:
         count, family, order = genes["segments"], genes["family"], genes["order"]
         if family != "free":
             count = min(count, self.full_steps)  # steps that reuse guidance leave room for more segments
@@ -286,7 +317,7 @@ class Space:
                 ratios = [low / high for high, low in pairwise([*levels, self.sigmas[-2]])]
                 widest = int(np.argmin(ratios))
                 levels.insert(widest + 1, levels[widest] * ratios[widest] ** 0.5)
-            return self._at_levels(levels[1:])
+            return self._in(self._basis(schedule), self._at_levels(levels[1:]))
         genes = self._genes(schedule)
         while self._cost(genes) + 1 <= self.budget:
             segments = self._build(genes, 1).segments
@@ -295,7 +326,17 @@ class Space:
             if not nulls[widest]:
                 break
             genes = self._with_full(genes, genes[widest].start + segments[widest].interval + nulls[widest] // 2)
-        return self._build(genes, schedule.order)
+        return self._in(self._basis(schedule), self._build(genes, schedule.order))
+
+    def _basis(self, schedule: Schedule) -> str:
+        """Return which of this space's bases a schedule is in."""
+        return schedule.basis if schedule.basis in self.bases else self.bases[0]
+
+    def _in(self, basis: str, schedule: Schedule) -> Schedule:
+        """Return a schedule with a basis written; with the default one where it extrapolates nothing."""
+        if self.bases == (DERIVATIVE,):
+            return schedule
+        return replace(schedule, basis=basis if "X" in schedule.letters else self.bases[0])
 
     # Noise levels of their own.
 
@@ -337,7 +378,7 @@ class Space:
         elif draw < 0.85:  # a segment gains or loses partial steps
             change = int(rng.choice([-1, 1])) * int(rng.geometric(0.6))
             genes[i] = replace(genes[i], partials=max(0, genes[i].partials + change))
-        elif draw < 0.92:
+        elif draw < 0.92 or not self.removes:
             genes[i] = replace(genes[i], depth=self._random_depth(rng), forecast=int(rng.integers(2)))
         else:  # null steps of the other kind: here, or in the whole run
             null = _NULLS[genes[i].null is _NULLS[0]]
@@ -361,7 +402,8 @@ class Space:
             partials = min(gene.partials, stop - gene.start - 1) if self.cost.partial_macs else 0
             nulls = stop - gene.start - 1 - partials
             full, shallow = _CONDITIONAL if gene.reuses and gene.start else _BOTH
-            kinds = (full, *(shallow,) * partials, *(gene.null,) * nulls)
+            null = gene.null if self.removes else StepKind.EXTRAPOLATED
+            kinds = (full, *(shallow,) * partials, *(null,) * nulls)
             depth, forecast = (gene.depth, gene.forecast) if partials else (None, 0)
             segments.append(Segment(kinds, depth, forecast=forecast))
         extrapolates = any(StepKind.EXTRAPOLATED in segment.kinds for segment in segments)

@@ -145,6 +145,7 @@ def _run(
     finals: bool,
 ) -> SearchResult:
     settings, began = settings_of(study), time.monotonic()
+    moves = settings.moves and space.moves
     interrupted, seconds = False, 0.0
 
     def spent_seconds() -> float:
@@ -166,7 +167,7 @@ def _run(
             minutes_left, reserved = minutes, 0.0
             if minutes is not None:
                 if finals:
-                    reserved = _finals_minutes(trials, fitness, settings) + (SHARE * minutes if settings.moves else 0.0)
+                    reserved = _finals_minutes(trials, fitness, settings, moves) + (SHARE * minutes if moves else 0.0)
                     reserved = min(reserved, _MOST_RESERVED * minutes)
                 minutes_left -= (fitness.teacher_seconds + spent_seconds()) / 60 + reserved
             left = _seconds_left(len(trials), seconds / (1 + at_work), minutes_left, evaluations)
@@ -181,7 +182,7 @@ def _run(
                 evaluate(study, trial, schedule, space, fitness)
         if finals:
             hold_finals(study, fitness, settings.finalists)
-            if settings.moves:
+            if moves:
                 move_levels(
                     study,
                     fitness,
@@ -240,7 +241,7 @@ def _seconds(finished: list[FrozenTrial]) -> float:
     return sum(trial.user_attrs["seconds"] for trial in finished)
 
 
-def _finals_minutes(finished: list[FrozenTrial], fitness: Fitness, settings: SearchSettings) -> float:
+def _finals_minutes(finished: list[FrozenTrial], fitness: Fitness, settings: SearchSettings, moves: bool) -> float:
     """Return the time that the finals will take: their samples are twice as many, and so are the teacher's.
 
     What noise levels moved come to is evaluated once more, and meets its start there. Of what was evaluated in the search
@@ -249,7 +250,7 @@ def _finals_minutes(finished: list[FrozenTrial], fitness: Fitness, settings: Sea
     judged = [trial.user_attrs["seconds"] for trial in finished if trial.state is TrialState.COMPLETE]
     longest = max(judged, default=0.0)  # without predictions to take over
     new = 2 if settings.reuse_guidance else 1
-    evaluated = new * settings.finalists + settings.moves * (2 * new if settings.finalists else 3 * new)
+    evaluated = new * settings.finalists + moves * (2 * new if settings.finalists else 3 * new)
     return (evaluated * longest + fitness.teacher_seconds * (evaluated > 0)) / 60
 
 

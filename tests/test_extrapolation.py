@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flexi_core.extrapolation import DerivativeHistory
+from flexi_core.extrapolation import PredictionHistory
 
 ALL = (1.0, 1.0, 1.0, 1.0)
 PLACES = [0.0, 1.0, 2.5, 3.0, 7.0, 7.25]
@@ -18,7 +18,7 @@ def polynomial(place: float, degree: int) -> torch.Tensor:
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
 def test_polynomials_up_to_the_order_are_exact(order):
     for degree in range(order + 1):
-        history = DerivativeHistory(order + 1)
+        history = PredictionHistory(order + 1)
         for place in PLACES:
             history.add(place, polynomial(place, degree))
         for place in (7.5, 8.0, 12.0):
@@ -29,14 +29,14 @@ def test_polynomials_up_to_the_order_are_exact(order):
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_a_polynomial_above_the_order_is_not(order):
-    history = DerivativeHistory(order + 1)
+    history = PredictionHistory(order + 1)
     for place in PLACES:
         history.add(place, polynomial(place, order + 1))
     assert (history.extrapolate(9.0, ALL[: order + 1]) - polynomial(9.0, order + 1)).abs().max() > 1
 
 
 def test_order_zero_holds_the_last_derivative_bit_for_bit():
-    history = DerivativeHistory(1)
+    history = PredictionHistory(1)
     for place in PLACES:
         history.add(place, polynomial(place, 3))
     assert torch.equal(history.extrapolate(11.0, ALL[:1]), polynomial(7.25, 3))
@@ -44,7 +44,7 @@ def test_order_zero_holds_the_last_derivative_bit_for_bit():
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_before_enough_steps_are_computed_the_degree_is_what_they_allow(order):
-    history = DerivativeHistory(order + 1)
+    history = PredictionHistory(order + 1)
     history.add(0.0, polynomial(0.0, 3))
     assert torch.equal(history.extrapolate(5.0, ALL[: order + 1]), polynomial(0.0, 3))
     history.add(2.0, polynomial(2.0, 3))
@@ -55,7 +55,7 @@ def test_before_enough_steps_are_computed_the_degree_is_what_they_allow(order):
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
 @pytest.mark.parametrize("again", [0, 1, 2])
 def test_a_place_computed_again_takes_the_first_ones_stead(order, again):
-    history = DerivativeHistory(order + 1)
+    history = PredictionHistory(order + 1)
     places = PLACES[:3]
     for place in places:
         history.add(place, torch.full((2,), 100.0) if place == places[again] else polynomial(place, 2))
@@ -67,7 +67,7 @@ def test_a_place_computed_again_takes_the_first_ones_stead(order, again):
 
 
 def test_nothing_fits_before_a_derivative_is_kept_nor_another_shape_after():
-    history = DerivativeHistory(1)
+    history = PredictionHistory(1)
     assert not history.fits(torch.zeros(2))
     history.add(0.0, torch.zeros(2))
     assert history.fits(torch.ones(2))
@@ -76,7 +76,7 @@ def test_nothing_fits_before_a_derivative_is_kept_nor_another_shape_after():
 
 
 def test_a_blend_multiplies_the_held_value_and_each_further_change():
-    history = DerivativeHistory(3)
+    history = PredictionHistory(3)
     for place in (0.0, 1.0, 3.0):
         history.add(place, polynomial(place, 2))
     held, line, parabola = (history.extrapolate(5.0, ALL[:terms]) for terms in (1, 2, 3))

@@ -90,7 +90,7 @@ def test_nodes_reach_the_core_by_relative_imports_only():
 
 
 def test_the_core_asks_for_nothing_that_the_host_does_not_ship():
-    shipped = {"torch", "numpy", "scipy", "einops", "safetensors", "PIL", "comfy", "flexi_core"}
+    shipped = {"torch", "torchsde", "numpy", "scipy", "einops", "safetensors", "PIL", "comfy", "flexi_core"}
     for path in modules("flexi_core"):
         used = {module.split(".")[0] for module in imports(path)} - {""}
         assert not used - shipped - sys.stdlib_module_names, path

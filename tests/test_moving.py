@@ -277,7 +277,7 @@ def test_the_levels_of_a_real_schedule_are_moved_nearer_to_the_teacher(tmp_path)
     settings = SearchSettings.of(backend, 3.0, samples=6, families=("free",), guesses=0, finalists=0)
     fitness = Fitness(backend, (3, 6))
     study = open_study(f"sqlite:///{tmp_path}/s.db", "s", settings)
-    result = run_search(study, settings.space(backend.cost), fitness, evaluations=4)
+    result = run_search(study, settings.space(backend.cost, sampler=backend.traits), fitness, evaluations=4)
     still = best_trial(study)
     moved = best_moved(study, still)
     assert moved is not None and result.best.schedule == moved.schedule

@@ -29,7 +29,7 @@ def test_at_its_own_step_count_a_plan_is_the_schedule(random_schedules, with_gri
         plan = make_plan(schedule.with_info(teacher={"sigmas": sigmas}) if with_grid else schedule, sigmas)
         assert plan.steps == tuple(schedule.steps())
         assert plan.sigmas == (schedule.sigmas or tuple(sigmas))
-        assert plan.order == schedule.order
+        assert plan.rule.blend == (1.0,) * (schedule.order + 1)
         assert plan.mapping == ""
 
 
@@ -52,6 +52,22 @@ def test_without_a_grid_steps_are_mapped_by_position():
     assert plan.letters == "FXFP"
     assert plan.steps[3].depth == 2
     assert plan.mapping == "8 steps mapped to 4 by position in the run"
+
+
+@pytest.mark.parametrize("with_grid", [False, True])
+def test_a_mapping_that_leaves_nothing_of_the_saving_says_so(with_grid):
+    schedule = made_for("10*(FX)", grid(20)) if with_grid else Schedule.parse("10*(FX)")
+    for steps in (1, 2, 4, 10):
+        plan = make_plan(schedule, grid(steps))
+        saves = set(plan.letters) != {"F"}
+        said = f"This schedule saves nothing here: made for 20 steps, laid over {steps}, every step is computed."
+        assert plan.lost == ("" if saves else said)
+    assert make_plan(schedule, grid(4)).lost
+    assert not make_plan(schedule, grid(20)).lost and not make_plan(schedule, grid(40)).lost
+
+
+def test_a_schedule_that_saved_nothing_has_nothing_to_lose():
+    assert not make_plan(Schedule.parse("20*(F)"), grid(4)).lost
 
 
 def test_twice_the_steps_by_position_doubles_every_step():

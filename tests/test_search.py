@@ -412,4 +412,4 @@ def test_baselines_keep_the_budget(space):
 
 def test_a_sampler_that_the_embedded_model_lacks_is_refused(tmp_path):
     with pytest.raises(FlexiError, match="it has euler"):
-        EmbeddedBackend(TeacherSettings(sampler="res_multistep"), tmp_path)
+        EmbeddedBackend(TeacherSettings(sampler="sa_solver"), tmp_path)

@@ -6,6 +6,7 @@ const COLOURS = { F: "#3d7ff0", P: "#35b597", N: "#565c69", X: "#f0a63c", f: "#9
 const SHARES = { F: 1, P: 0.5, N: 0.08, X: 0.2, f: 0.5, p: 0.25 }; // height of a cell
 const STRIP_HEIGHT = 26; // pixels
 const LINE_HEIGHT = 14; // pixels, of the text under the strip
+const CHARACTER_WIDTH = 5.2; // pixels, of it, on average
 const MAX_STEPS = 2000; // drawn while typing
 const WITH_STRIP = ["FlexiSchedule", "FlexiPreset", "FlexiLoadSchedule"];
 
@@ -37,6 +38,21 @@ function drawStrip(context, steps, width, top) {
   context.restore();
 }
 
+/** Return the lines of a text in a node: parts are parted by line ends and semicolons, long ones broken between words. */
+function lines(text, width) {
+  const most = Math.max(Math.floor((width - 30) / CHARACTER_WIDTH), 10);
+  const found = [];
+  for (const part of text ? text.split(/\n|; /) : []) {
+    found.push("");
+    for (const word of part.split(" ")) {
+      const last = found[found.length - 1];
+      if (last && last.length + 1 + word.length > most) found.push(word);
+      else found[found.length - 1] = last ? `${last} ${word}` : word;
+    }
+  }
+  return found;
+}
+
 /** Draw text under the strip, a line for each of its parts, cut where the node ends. */
 function drawLines(context, parts, width, top) {
   context.save();
@@ -60,12 +76,12 @@ function addStrip(node) {
     name: "flexi_strip",
     type: "flexi_strip",
     steps: "", // of the last execution
-    line: "", // what the file says that it was made for, where the node loads one; its parts are parted by semicolons
+    line: "", // what a loaded file was made for, or what a preset will do
     settings: "", // the node's at that time; with others the steps are not known
     options: { serialize: false },
     serialize: false,
     computeSize(width) {
-      return [width, STRIP_HEIGHT + 4 + (this.line ? LINE_HEIGHT * this.line.split("; ").length : 0)];
+      return [width, STRIP_HEIGHT + 4 + LINE_HEIGHT * lines(this.line, width ?? node.size?.[0] ?? 300).length];
     },
     draw(context, _node, width, top) {
       const text = node.widgets?.find((widget) => widget.name === "text");
@@ -73,7 +89,7 @@ function addStrip(node) {
       const known = settings(node) === this.settings;
       const executed = known ? this.steps : "";
       drawStrip(context, text && !linked ? letters(text.value) : executed, width, top);
-      if (known && this.line) drawLines(context, this.line.split("; "), width, top + STRIP_HEIGHT);
+      if (known && this.line) drawLines(context, lines(this.line, width), width, top + STRIP_HEIGHT);
     },
   };
   node.addCustomWidget(strip);

@@ -1,4 +1,4 @@
-"""The embedded runtime: sigma grids and samplers that agree with the host's, run under a plan.
+"""The embedded runtime: sigma grids and samplers (`solvers`) that agree with the host's, run under a plan.
 
 A sampler is a function of `model(x, sigma) -> denoised`; the plan stands between it and the network exactly as it does in
 the host, so what a schedule does here it does there.
@@ -16,11 +16,13 @@ from ..extrapolation import Observer
 from ..plan import Plan, make_plan
 from ..replay import Replay
 from ..run import Run
+from ..sampler import PLAIN, SamplerTraits, Solver, probe
 from ..schedule import Schedule
 from ..unet_steps import NetworkCall
 from .model import SmallModel
+from .solvers import SAMPLERS, sample_dpmpp_2m, sample_euler, sample_heun  # noqa: F401 (the solvers are also known from here)
+from .step_noise import row_seeds
 
-Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x [B, ...], sigma scalar) -> denoised [B, ...]
 Progress = Callable[[int, int], None]
 
 
@@ -37,65 +39,46 @@ def sigmas_simple(model: SmallModel, steps: int) -> torch.Tensor:
 
 def sigmas_karras(model: SmallModel, steps: int, rho: float = 7.0) -> torch.Tensor:
     """Return the grid [steps + 1] of Karras et al. (2022), Eq. 5."""
-    low, high = model.sigmas[0] ** (1 / rho), model.sigmas[-1] ** (1 / rho)
+    low, high = float(model.sigmas[0]) ** (1 / rho), float(model.sigmas[-1]) ** (1 / rho)
     return torch.cat([(high + torch.linspace(0, 1, steps) * (low - high)) ** rho, torch.zeros(1)])
 
 
-def sample_euler(model: Denoiser, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """Euler's method (Karras et al., 2022, Algorithm 2 without the correction); for eps models DDIM with eta 0."""
-    for i in range(len(sigmas) - 1):
-        denoised = model(x, sigmas[i])
-        x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
-    return x
-
-
-def sample_heun(model: Denoiser, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """Heun's method (Karras et al., 2022, Algorithm 1)."""
-    for i in range(len(sigmas) - 1):
-        d = (x - model(x, sigmas[i])) / sigmas[i]
-        width = sigmas[i + 1] - sigmas[i]
-        if sigmas[i + 1] == 0:
-            x = x + d * width
-        else:
-            guess = x + d * width
-            d_next = (guess - model(guess, sigmas[i + 1])) / sigmas[i + 1]
-            x = x + (d + d_next) / 2 * width
-    return x
-
-
-def sample_dpmpp_2m(model: Denoiser, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """DPM-Solver++(2M) (Lu et al., 2022, Algorithm 2) with t = -log sigma."""
-    previous = None
-    for i in range(len(sigmas) - 1):
-        denoised = model(x, sigmas[i])
-        t, t_next = -sigmas[i].log(), -sigmas[i + 1].log()
-        h = t_next - t
-        if previous is None or sigmas[i + 1] == 0:
-            estimate = denoised
-        else:
-            r = (t + sigmas[i - 1].log()) / h
-            estimate = (1 + 1 / (2 * r)) * denoised - 1 / (2 * r) * previous
-        x = sigmas[i + 1] / sigmas[i] * x - (-h).expm1() * estimate
-        previous = denoised
-    return x
-
-
-SAMPLERS: dict[str, Callable[[Denoiser, torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "euler": sample_euler,
-    "ddim": sample_euler,
-    "heun": sample_heun,
-    "dpmpp_2m": sample_dpmpp_2m,
-}
 SCHEDULERS: dict[str, Callable[[SmallModel, int], torch.Tensor]] = {
     "normal": sigmas_normal,
     "simple": sigmas_simple,
     "karras": sigmas_karras,
 }
+# The host gives these a grid of one step more, without its last level but one.
+_WITHOUT_PENULTIMATE = frozenset({"dpm_2_ancestral", "uni_pc"})
+
+
+def sigmas_of(model: SmallModel, sampler: str, scheduler: str, steps: int) -> torch.Tensor:
+    """Return the noise levels [steps + 1] that the host's KSampler gives a sampler."""
+    if sampler not in _WITHOUT_PENULTIMATE:
+        return SCHEDULERS[scheduler](model, steps)
+    sigmas = SCHEDULERS[scheduler](model, steps + 1)
+    return torch.cat([sigmas[:-2], sigmas[-1:]])
 
 
 def make_noise(seed: int, count: int, shape: tuple[int, ...] = (3, 32, 32)) -> torch.Tensor:
     """Return unit noise [count, *shape], each sample from a seed of its own, so that sample i does not depend on count."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)])
+
+
+def solver_of(sampler: str) -> Solver:
+    """Return a sampler as the solver that is tried and fitted, with the noise of one seed."""
+
+    def solve(
+        denoise: Callable[[torch.Tensor, float], torch.Tensor], x: torch.Tensor, sigmas: torch.Tensor, seed: int = 0
+    ) -> torch.Tensor:
+        return SAMPLERS[sampler](lambda x, sigma: denoise(x, float(sigma)), x, sigmas, (seed,) * x.shape[0])
+
+    return solve
+
+
+def traits_of(sampler: str, sigmas: torch.Tensor) -> SamplerTraits:
+    """Return what a sampler does on a run's noise levels [n + 1]."""
+    return probe(solver_of(sampler), sigmas.tolist()) or PLAIN
 
 
 @torch.inference_mode()
@@ -108,6 +91,7 @@ def sample(
     *,
     sampler: str = "euler",
     cfg: float,
+    seeds: Sequence[int] | None = None,
     progress: Progress | None = None,
     replay: Replay | None = None,
     observer: Observer | None = None,
@@ -122,21 +106,23 @@ def sample(
         prompts: B of what the model is conditioned on, captions or class numbers; None for a model without conditioning.
         sampler: a name of `SAMPLERS`.
         cfg: guidance scale; 1 leaves the unconditional half out, and so does a model without conditioning.
+        seeds: of the rows, for samplers that draw noise; by default 0, 1, ...
         progress: called with the steps done and the steps in all.
         replay: where predictions are looked up before they are computed.
-        observer: follows the run's derivatives.
+        observer: follows the run's predictions.
 
     Returns:
         latents [B, C, H, W], images -1..1 but for the sampler's overshoot; and the run, for its report.
 
     Raises:
-        FlexiError: the sampler is not known, or noise and prompts are not as many.
+        FlexiError: the sampler is not known, or noise, prompts and seeds are not as many.
     """
     if sampler not in SAMPLERS:
         raise FlexiError(f"unknown sampler {sampler!r}; the embedded runtime has {', '.join(SAMPLERS)}")
     if prompts is not None and len(prompts) != noise.shape[0]:
         raise FlexiError(f"{len(prompts)} prompts for {noise.shape[0]} samples; give one for each")
-    plan = schedule if isinstance(schedule, Plan) else make_plan(schedule, sigmas.tolist())
+    seeds = row_seeds(noise.shape[0], seeds)
+    plan = schedule if isinstance(schedule, Plan) else make_plan(schedule, sigmas.tolist(), traits_of(sampler, sigmas))
     run = Run(plan, replay=replay, observer=observer)
     cond, uncond = model.conditioning(prompts, noise.shape[0])
     guided = cfg != 1.0 and uncond is not None
@@ -170,4 +156,4 @@ def sample(
     # The host starts a run from the top of its noise levels at sqrt(1 + sigma^2), where signal and noise are both of unit size.
     top = kept[0] >= model.sigmas[-1] * (1 - 1e-5)
     x = noise * ((1 + kept[0] ** 2).sqrt() if top else kept[0])
-    return SAMPLERS[sampler](denoise, x, kept), run
+    return SAMPLERS[sampler](denoise, x, kept, seeds), run

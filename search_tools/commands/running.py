@@ -16,6 +16,7 @@ from ..fitness import Fitness
 from ..guesses import measuring_seconds, with_guesses
 from ..heartbeat import GRACE, Heartbeat
 from ..lock import study_lock
+from ..sampler_space import left_out
 from ..settings import SearchSettings
 from ..space import Space
 from ..storage import is_shared
@@ -60,11 +61,13 @@ def run(
 
 
 def _run(study: Study, backend: Backend, settings: SearchSettings, **how: Any) -> tuple[Space, SearchResult]:
+    if words := left_out(backend.traits):
+        console.err.print(words, highlight=False, markup=False, soft_wrap=True)
     with console.progress_bar("samples") as bar:
         space = with_guesses(
             study,
             backend,
-            settings.space(backend.cost, backend.identity["sigmas"]),
+            settings.space(backend.cost, backend.identity["sigmas"], backend.traits),
             settings.guesses,
             lambda done, total: bar("sensitivities", done, total),
         )

@@ -33,6 +33,7 @@ PACK = Path(__file__).resolve().parents[2]
 STANDIN = Path(__file__).parent / "standin"
 CAPTION = "a large red circle at the center on a navy background"
 SERVER_START_S = 120
+PICTURES = "two samples of the embedded model at 20 steps of the scheduler simple, cfg 3"
 
 
 def find_checkout() -> Path | None:
@@ -80,6 +81,7 @@ class MatrixTable:
         self._path = path
         self._rows: dict[tuple[str, str], list[bool]] = {}
         self._does: dict[tuple[str, str], str] = {}
+        self._pictures: dict[tuple[str, str], str] = {}
         self._keys: dict[str, tuple[str, str]] = {}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -98,7 +100,9 @@ class MatrixTable:
             self._does.setdefault(key, str(report.longrepr[-1]).removeprefix("Skipped: "))
             return
         self._rows[key].append(report.passed)
-        self._does[key] = dict(report.user_properties).get("does", self._does.get(key, ""))
+        told = dict(report.user_properties)
+        self._does[key] = told.get("does", self._does.get(key, ""))
+        self._pictures[key] = told.get("picture", self._pictures.get(key, ""))
 
     def pytest_sessionfinish(self) -> None:
         if not self._path:
@@ -108,15 +112,20 @@ class MatrixTable:
             "",
             f"{host_version()}, tested by `pytest tests/host --matrix=docs/compatibility.md`.",
             "In every row a schedule of full steps gives the latent of plain sampling bit for bit; a mixed one gives a finite",
-            "latent with the steps that the row names, and the same latent again.",
+            "latent with the steps that the row names, and the same latent again. Pictures are compared with those of all",
+            f"steps: the PSNR of Flexi Preset 2x, and of as many plain steps, over {PICTURES}.",
         ]
+        compared = {group for (group, _), told in self._pictures.items() if told}
         group = None
         for key, results in self._rows.items():
             if key[0] != group:
                 group = key[0]
-                lines += ["", f"## {group}", "", "| | tests | what the pack does |", "|-|-|-|"]
+                head = "| | tests | what the pack does |"
+                lines += ["", f"## {group}", "", head + " pictures |" * (group in compared)]
+                lines.append("|-|-|-|" + "-|" * (group in compared))
             passed = "passed" if all(results) and results else "not run" if not results else "FAILED"
-            lines.append(f"| {key[1]} | {sum(results)} {passed} | {self._does.get(key, '')} |")
+            picture = f" {self._pictures.get(key, '')} |" if group in compared else ""
+            lines.append(f"| {key[1]} | {sum(results)} {passed} | {self._does.get(key, '')} |{picture}")
         temporary = Path(f"{self._path}.new")
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         temporary.replace(self._path)

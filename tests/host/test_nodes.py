@@ -115,11 +115,37 @@ def test_schedule_text_from_a_link_is_checked_when_it_runs(node, core):
         node("FlexiSchedule").execute("FQ")
 
 
-@pytest.mark.parametrize("preset", ["2x", "3x", "5x", "deepcache", "all-full"])
-def test_every_preset_has_the_steps_that_were_asked_for(node, preset):
-    options = next(i for i in node("FlexiPreset").GET_SCHEMA().inputs if i.id == "preset").options
-    assert preset in options
-    assert len(node("FlexiPreset").execute(preset, 30).args[0]) == 30
+@pytest.mark.parametrize("preset", ["1.25x", "1.5x", "2x", "3x", "5x", "deepcache", "all-full"])
+def test_every_preset_goes_on_to_the_run_and_shows_what_is_known_of_it(node, preset):
+    options, steps, _ = node("FlexiPreset").GET_SCHEMA().inputs
+    assert preset in options.options
+    assert (steps.default, steps.min) == (0, 0)
+    of_the_sampler, of_thirty = (node("FlexiPreset").execute(preset, count) for count in (0, 30))
+    assert [out.args[0].steps for out in (of_the_sampler, of_thirty)] == [0, 30]
+    assert of_the_sampler.ui["flexi_steps"] == ("",) and len(of_thirty.ui["flexi_steps"][0]) == 30
+    assert ("decided when sampling starts" in of_the_sampler.ui["text"][0]) is preset.endswith("x")
+    assert "30 steps" in of_thirty.ui["text"][0] or preset == "all-full"
+
+
+def test_a_preset_that_saves_nothing_says_so_before_the_run(node):
+    shown = node("FlexiPreset").execute("2x", 3)
+    assert shown.ui["flexi_steps"] == ("",) and "no schedule is known" in shown.ui["text"][0]
+
+
+def test_a_preset_with_steps_is_saved_as_its_schedule_and_one_without_is_refused(node, core, schedule_folder):
+    given = node("FlexiPreset").execute("2x", 20).args[0]
+    assert node("FlexiSaveSchedule").execute(given, "preset", True).args[0] is given
+    saved = core.load_schedule(schedule_folder / "preset.json")
+    assert str(saved) == str(given.before_run().schedule) and "on test models of 20 steps" in core_words(node, "preset.json")
+    node("FlexiSaveSchedule").execute(given, "preset", False)
+    before = sorted(schedule_folder.iterdir())
+    with pytest.raises(core.FlexiError, match="set its steps to the sampler's, or copy the last line of Flexi Report"):
+        node("FlexiSaveSchedule").execute(node("FlexiPreset").execute("2x", 0).args[0], "other", True)
+    assert sorted(schedule_folder.iterdir()) == before
+
+
+def core_words(node, file):
+    return node("FlexiLoadSchedule").execute(file).ui["text"][0]
 
 
 def test_file_in_the_folder_is_offered_and_loaded(node, write):
@@ -211,15 +237,16 @@ def test_unknown_word_of_a_caption_is_a_validation_error_that_lists_the_known_on
 
 
 def test_nodes_sample_and_report(host, node):
-    (schedule,) = node("FlexiPreset").execute("2x", 4).args
+    (schedule,) = node("FlexiPreset").execute("2x", 0).args
     (model,) = node("FlexiDemoModel").execute().args
     (positive,), (negative,) = (node("FlexiDemoPrompt").execute(caption).args for caption in ("a red circle", ""))
     patched, run = node("FlexiApply").execute(model, schedule, "map").args
-    latent = {"samples": host.sample(patched, steps=4, positive=positive, negative=negative)}
+    latent = {"samples": host.sample(patched, steps=20, scheduler="simple", positive=positive, negative=negative)}
     shown = node("FlexiReport").execute(run, latent)
     passed, text, picture = shown.args
     assert passed is latent
-    assert "4 steps: 2 full, 2 null (extrapolated)" in text and "2.00x fewer MACs" in text
+    assert text.startswith("10 of 20 steps are computed, 2x fewer.\n")
+    assert "20 steps: 10 full, 10 null (extrapolated)" in text and "2.00x fewer MACs" in text
     assert picture.dtype == torch.float32 and picture.shape[0] == 1 and picture.shape[3] == 3
     assert 0 <= picture.min() < picture.max() <= 1
     assert shown.ui["text"] == (text,) and len(shown.ui["images"]) == 1

@@ -101,6 +101,7 @@ def twice(host, apply, prompts):
         found = []
 
         def sampler(denoiser, x, sigmas, extra_args=None, **_):
+            found.clear()  # it is tried before the run
             inputs = x / (sigmas[0] ** 2 + 1) ** 0.5
             for level in sigmas[:-1]:
                 x = inputs * (level**2 + 1) ** 0.5

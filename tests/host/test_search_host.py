@@ -332,11 +332,11 @@ def test_predictions_from_a_store_change_no_bit(opened, sampler):
     assert spent["FP@2|FXX|F"][0] < spent["FP@2|FXX|F"][1], "nothing was taken from the store"
 
 
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "dpmpp_sde"])
 def test_blends_are_fitted_in_the_host_as_in_the_embedded_runtime(opened, cache, sampler):
     schedule = Schedule.parse("FXX|FXX")
     fitted, macs = opened(demo(size=32, sampler_name=sampler)).fit(schedule, 0, 1)
-    if sampler in ("heun", "dpmpp_2m_sde"):  # two evaluations a step, noise: neither can be fitted
+    if sampler in ("heun", "dpmpp_sde"):  # two evaluations a step
         assert fitted == schedule
         return
     from search_tools.embedded import EmbeddedBackend

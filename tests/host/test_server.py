@@ -68,7 +68,8 @@ def test_example_workflow_ends_with_pictures_on_disk_and_a_report(server, exampl
         with Image.open(server.base / "output" / picture["subfolder"] / picture["filename"]) as image:
             assert image.getextrema() != ((0, 0),) * 3
     text = report_text(entry, example)
-    assert text.startswith("Flexiffusion: 50 steps:")
+    assert text.startswith("10 of 50 steps are computed, 5x fewer.\n") and "found by a search for the Flexi Demo Model" in text
+    assert "\nFlexiffusion: 50 steps: 10 full" in text
     assert "fewer MACs than all steps full" in text
     (shown,) = [out for key, out in entry["outputs"].items() if example[key]["class_type"] == "FlexiReport"]
     body = server.get(f"/view?filename={shown['images'][0]['filename']}&type=temp")
@@ -116,8 +117,44 @@ def test_preset_of_the_demo_model_does_in_the_server_what_it_says(server, graph,
 
 def test_preset_of_an_older_graph_runs_without_the_input_that_it_lacks(server, graph):
     short, only = graph
-    put_in(short, only, {"class_type": "FlexiPreset", "inputs": {"preset": "2x", "steps": 6}})
-    assert "6 steps: 3 full, 3 null (extrapolated)" in report_text(server.run(short), short)
+    put_in(short, only, {"class_type": "FlexiPreset", "inputs": {"preset": "2x", "steps": 20}})
+    short[only("KSampler")]["inputs"]["steps"] = 20
+    assert "20 steps: 10 full, 10 null (extrapolated)" in report_text(server.run(short), short)
+
+
+def test_preset_of_other_steps_than_the_samplers_says_so_first(server, graph):
+    short, only = graph
+    put_in(short, only, {"class_type": "FlexiPreset", "inputs": {"preset": "2x", "steps": 20}})
+    told = "Flexi Preset is set to 20 steps, the run has {}: set its steps to 0, and it takes the run's own."
+    assert report_text(server.run(short), short).splitlines()[:2] == [
+        "This schedule saves nothing here: made for 20 steps, laid over 6, every step is computed.",
+        told.format(6),
+    ]
+    short[only("KSampler")]["inputs"]["steps"] = 14
+    assert report_text(server.run(short), short).splitlines()[0] == told.format(14)
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("euler", 20), ("dpmpp_2m", 24), ("euler_ancestral", 28)])
+def test_preset_takes_the_samplers_own_steps(server, graph, sampler, steps):
+    short, only = graph
+    put_in(short, only, {"class_type": "FlexiPreset", "inputs": {"preset": "2x", "steps": 0}})
+    short[only("KSampler")]["inputs"] |= {"steps": steps, "sampler_name": sampler, "scheduler": "simple"}
+    entry = server.run(short)
+    shown = entry["outputs"].get(only("FlexiPreset"), {})
+    assert shown["flexi_steps"] == [""] and "about half of the run's steps" in shown["text"][0]
+    assert report_text(entry, short).startswith(f"{steps // 2} of {steps} steps are computed, 2x fewer.\n")
+
+
+def test_preset_that_is_not_yet_a_schedule_is_not_saved_and_says_what_to_do(server, graph):
+    short, only = graph
+    save = {"schedule": [only("FlexiPreset"), 0], "file_name": "too early", "overwrite": False}
+    short["save"] = {"class_type": "FlexiSaveSchedule", "inputs": save}
+    with pytest.raises(AssertionError):
+        server.run(short)
+    assert "becomes a schedule when sampling starts" in json.dumps(
+        list(server.get("/history?max_items=1").values())[-1]["status"]
+    )
+    assert not (server.base / "models" / "flexi_schedules" / "too early.json").exists()
 
 
 def does_in_the_server_what_it_says(server, graph, only, node, schedule):
@@ -141,6 +178,7 @@ def test_broken_schedule_file_is_refused_by_its_name(server, graph):
 
 def test_saved_schedule_is_offered_for_loading(server, graph):
     short, only = graph
+    short[only("FlexiPreset")]["inputs"]["steps"] = 50
     schedule = [only("FlexiPreset"), 0]
     short["save"] = {
         "class_type": "FlexiSaveSchedule",
