@@ -96,7 +96,7 @@ def search(
 ) -> tuple[SearchResult, optuna.Study]:
     """Return the result of a search, run or read from its study, and the study; `budget` is that of `run_search`."""
     study = open_study(f"sqlite:///{RESULTS / 'studies.db'}", name, wanted)
-    space = with_guesses(study, backend, wanted.space(backend.cost, backend.identity["sigmas"]), wanted.guesses)
+    space = with_guesses(study, backend, wanted.space(backend.cost, backend.identity["sigmas"], backend.traits), wanted.guesses)
 
     def say(state: SearchState) -> None:
         _err.print(f"{name}: {state.finished} candidates, {state.seconds_left:.0f} s left", highlight=False)

@@ -89,7 +89,7 @@ def searched(backend: EmbeddedBackend, full: int, evaluations: int, samples: int
     name = f"{backend.settings.sampler}, cfg {backend.settings.cfg:g}, {full} full steps"
     study = open_study(f"sqlite:///{folder / 'floor.db'}", name, wanted)
     fitness = Fitness(backend, wanted.stages, predictions=PredictionStore())
-    space = wanted.space(backend.cost, backend.identity["sigmas"])
+    space = wanted.space(backend.cost, backend.identity["sigmas"], backend.traits)
     result = run_search(study, space, fitness, evaluations=evaluations)
     if result.interrupted or result.best is None:
         raise typer.Exit(130)

@@ -1,153 +1,549 @@
-"""The ready-made schedules: placements of full steps that serve every testbed, chosen by measurement.
+"""The ready-made schedules: placements of full steps for each kind of sampler and number of steps, chosen by measurement.
 
-    python benchmarks/presets.py --dit scene_dit.safetensors --comfyui ~/comfy/ComfyUI   # about an hour on one core
+    python benchmarks/presets.py --dit scene_dit.safetensors --workers 2      # many hours; goes on where it stopped
 
-For every wanted speed-up and step count, several placements of the full steps are sampled on four testbeds: the embedded U-Net
-and the small transformer of `scene_dit.py`, each with Euler and dpmpp_2m. The one that is furthest ahead of the same solver
-with fewer steps, on average, is kept, and judged on seeds that took no part in the choice. Written: flexi_core/presets.json,
-which Flexi Preset offers, and benchmarks/results/presets.md.
+Every sampler of the host is probed and belongs to a kind. For each kind, setting, step count and number of full steps,
+placements, bases and blends are rehearsed (`rehearsal.py`), and the best of them sampled, on the testbeds: the embedded U-Net
+and the small transformer of `scene_dit.py`, with guidance and without, on the grids that people use. The best is then judged
+on unseen seeds, under samplers of its kind. It becomes a preset only if it is ahead of as many plain steps of that sampler and
+scheduler in every one of these runs. Written: flexi_core/presets.json, which Flexi Preset offers, docs/results/presets.md, and
+everything that was measured in docs/results/presets-trials.json.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import multiprocessing
 import statistics
 import sys
-from collections.abc import Iterator
-from itertools import pairwise
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
+from rehearsal import Rehearsal, record
 from rich.console import Console
-from scene_dit import SCHEDULER, scene_model
-from scene_host import SceneBackend, SceneModel, embedded_model
+from scene_dit import scene_model
+from scene_host import SceneBackend, SceneModel, embedded_model, open_comfy
 
 from flexi_core import FlexiError, Schedule
 from flexi_core.files import replace_file
 from flexi_core.metrics import data_range, psnr_db
-from flexi_core.presets import FAMILY, from_kinds, segments_for_speedup
-from flexi_core.schedule import StepKind
-from search_tools.comfyui_host import open_host
+from flexi_core.presets import FAMILY, at_places, full_steps
+from flexi_core.replay import PredictionStore
+from flexi_core.sampler import probe
 from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
 
-RESULTS = Path(__file__).parent / "results"
-SPEEDUPS = {1.5: 2, 2.0: 2, 3.0: 2, 5.0: 8}  # samples to choose on: the farther from the teacher, the more they differ
-STEPS = (20, 25, 30, 50)
-# Towards the start, the end. Bent to both, the places are about those of a grid of Karras et al. (2022).
-BENDS = ((1.0, 1.0), (0.8, 1.0), (1.3, 1.0), (1.0, 1.25), (1.0, 1.6), (0.8, 1.4))
-BENDS += ((1.3, 1.3), (1.3, 1.6), (1.6, 1.6), (1.3, 2.0), (1.6, 2.0))
-BLENDS = ((1.0, 1.0), (1.0, 0.7), (1.0, 0.4), (1.0, 0.8, 0.3), (1.0, 1.0, 0.3))  # of every extrapolated stretch alike
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+SPEEDUPS = (1.25, 1.5, 2.0, 3.0, 5.0)
+STEPS = (20, 8, 30, 4, 10, 25, 6, 50, 15, 40)  # what people run most first
+# Network, scheduler and guidance scale by setting (`flexi_core.presets.setting`).
+BEDS = {
+    "guided, jump to a low end": (("embedded", "normal", 3.0), ("scene DiT", "normal", 3.0)),
+    "guided, high end": (("embedded", "simple", 3.0), ("scene DiT", "simple", 3.0)),
+    "guided, even low end": (("embedded", "karras", 3.0),),
+    "unguided, high end": (("embedded", "simple", 1.0), ("scene DiT", "simple", 1.0)),
+    "unguided, jump to a low end": (("embedded", "normal", 1.0), ("scene DiT", "normal", 1.0)),
+    "unguided, even low end": (("embedded", "karras", 1.0),),
+}
+OTHERS = ("simple", "beta")  # schedulers whose fewer plain steps are tried too
+# Samplers that a kind's placements are chosen under; judged are all. The first ones are what people run.
+CHOSEN_UNDER = ("euler", "dpmpp_2m", "res_multistep", "uni_pc", "euler_ancestral", "lcm", "er_sde", "dpmpp_2m_sde",
+                "dpmpp_3m_sde", "heun", "dpm_2", "sa_solver", "res_multistep_ancestral", "dpm_2_ancestral",
+                "dpmpp_2s_ancestral", "seeds_2", "heunpp2", "seeds_3", "dpmpp_sde")  # fmt: skip
+RARE = 4  # step counts of the usual kinds that come before the first of a rare one
+REHEARSED = 8  # of a teacher's samples that schedules are rehearsed on
+MOVES = 4  # of single full steps, in rehearsal
+TRIED = 4  # schedules that did best in rehearsal, and are sampled
+JUDGED_UNDER = 2  # samplers of a kind
+ENUMERATED = 35  # placements: where there are no more, all are tried
+BENDS = ((1.0, 1.0), (1.3, 1.0), (1.0, 1.3), (1.3, 1.6))  # towards the start, the end
+BLENDS = {
+    "derivative": ((1.0, 1.0), (1.0, 0.7), (1.0, 0.8, 0.3)),
+    "denoised": ((1.0, 0.5), (1.0,), (1.0, 0.25), (1.0, 0.8), (1.0, 0.8, 0.3)),
+}
+READ = 0.6  # of what Euler's captions are read: a teacher below it is broken, and no testbed
+AHEAD = 0.0  # dB over as many plain steps, in every run that is judged
 _err = Console(stderr=True)
 
 
 class Bed:
-    """One model under one solver, at any number of steps."""
+    """One model under one sampler and scheduler, at any number of steps.
 
-    def __init__(self, scenes: SceneModel, sampler: str, scheduler: str) -> None:
-        self.name, self._scenes = f"{scenes.name}, {sampler}", scenes
-        self._sampler, self._scheduler = sampler, scheduler
+    Args:
+        scenes: the model.
+        sampler, scheduler: names of the host's.
+        cfg: guidance scale.
+        batch: samples at once.
+    """
+
+    def __init__(self, scenes: SceneModel, sampler: str, scheduler: str, cfg: float, batch: int) -> None:
+        self.scenes, self.sampler, self.scheduler, self.cfg, self.batch = scenes, sampler, scheduler, cfg, batch
+        self.name = f"{scenes.name}, {sampler}, {scheduler}, cfg {cfg:g}"
         self._backends: dict[int, SceneBackend] = {}
-        self._fewer: dict[tuple[int, int, int, int], float] = {}
+        self._plain: dict[tuple, float] = {}
+        self._teachers: dict[tuple, torch.Tensor] = {}
+        self._rehearsals: dict[int, Rehearsal] = {}
+        self._stores: dict[int, PredictionStore] = {}
 
-    def gain(self, schedule: Schedule, seed: int, count: int) -> tuple[float, float]:
-        """Return the PSNR of a schedule's samples to the teacher's, and by how much it is above that of fewer steps, dB."""
-        full = schedule.letters.count("F")
-        found, key = self._psnr(schedule, seed, count, None), (len(schedule), full, seed, count)
-        if key not in self._fewer:
-            self._fewer[key] = self._psnr(Schedule.parse(f"{full}*(F)"), seed, count, len(schedule))
-        return found, found - self._fewer[key]
-
-    def _psnr(self, schedule: Schedule, seed: int, count: int, teacher_steps: int | None) -> float:
-        steps = teacher_steps or len(schedule)
+    def backend(self, steps: int) -> SceneBackend:
+        """Return the back end of a step count."""
         if steps not in self._backends:
-            self._backends[steps] = SceneBackend(self._scenes, TeacherSettings(self._sampler, self._scheduler, steps))
-        backend = self._backends[steps]
-        teacher = backend.pictures(backend.teacher(seed, count))
-        made = backend.sample(schedule, seed, count, steps=len(schedule) if teacher_steps else None).latents
-        return float(psnr_db(backend.pictures(made), teacher, data_range(teacher)).mean())
+            self._backends[steps] = SceneBackend(self.scenes, TeacherSettings(self.sampler, self.scheduler, steps, self.cfg))
+            self._backends[steps].batch = self.batch
+        return self._backends[steps]
+
+    def rehearsed(self, schedule: Schedule) -> float:
+        """Return the mean PSNR that a schedule's samples would have to the teacher's, dB, without asking the network."""
+        steps = len(schedule)
+        if steps not in self._rehearsals:
+            self._rehearsals[steps] = self._rehearsal(steps)
+        return self._against(steps, self._rehearsals[steps].end(schedule), SEARCH_SEEDS)
+
+    def psnr(self, schedule: Schedule, seed: int, count: int) -> float:
+        """Return the mean PSNR of a schedule's samples to the teacher's, dB."""
+        steps = len(schedule)
+        store = self._stores.setdefault(steps, PredictionStore(2**28))
+        return self._against(steps, self.backend(steps).sample(schedule, seed, count, predictions=store).latents, seed)
+
+    def plain(self, steps: int, full: int, seed: int, count: int, scheduler: str | None = None) -> float:
+        """Return the mean PSNR of as many plain steps, dB."""
+        key = steps, full, seed, count, scheduler
+        if key not in self._plain:
+            backend = self.backend(steps)
+            made = backend.draw(self.scenes.model, seed, count, steps=full, scheduler=scheduler)
+            self._plain[key] = self._against(steps, made, seed)
+        return self._plain[key]
+
+    def read(self, steps: int, seed: int, count: int) -> float:
+        """Return the share of the teacher's pictures that are what their captions ask."""
+        backend = self.backend(steps)
+        return float(backend.caption_accuracy(self._teacher(steps, seed, count), seed).double().mean())
+
+    def forget(self) -> None:
+        """Drop kept predictions and rehearsals."""
+        self._stores.clear()
+        self._rehearsals.clear()
+
+    def _teacher(self, steps: int, seed: int, count: int) -> torch.Tensor:
+        key = steps, seed, count
+        if key not in self._teachers:
+            self._teachers[key] = self.backend(steps).draw(self.scenes.model, seed, count)
+        return self._teachers[key]
+
+    def _rehearsal(self, steps: int) -> Rehearsal:
+        import comfy.model_sampling
+        import comfy.samplers
+        from comfy.patcher_extension import WrappersMP
+
+        from flexi_core.host import HostSolver
+
+        backend, model = self.backend(steps), self.scenes.model
+
+        def run(see: Callable[[torch.Tensor, float, torch.Tensor], None]) -> torch.Tensor:
+            def watched(executor, x, timestep, model_options=None, seed=None):
+                denoised = executor(x, timestep, model_options or {}, seed)
+                see(x, float(timestep.max()), denoised)
+                return denoised
+
+            clone = model.clone()
+            clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "rehearsal", watched)
+            return backend.draw(clone, SEARCH_SEEDS, REHEARSED)
+
+        recorded = record(run, backend.sigmas)
+        self._teachers[steps, SEARCH_SEEDS, REHEARSED] = recorded.end
+        solve = HostSolver(comfy.samplers.sampler_object(self.sampler), model)
+        flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+        traits = probe(solve, backend.sigmas.tolist())
+        return Rehearsal(solve, SEARCH_SEEDS, recorded, traits, flow)
+
+    def _against(self, steps: int, latents: torch.Tensor, seed: int) -> float:
+        backend = self.backend(steps)
+        teacher = backend.pictures(self._teacher(steps, seed, len(latents)))
+        made = backend.pictures(latents.float()).nan_to_num(nan=1e3, posinf=1e3, neginf=-1e3)
+        return float(psnr_db(made, teacher, data_range(teacher)).clamp(max=99).mean())
 
 
-def placements(steps: int, speedup: float) -> Iterator[Schedule]:
-    """Yield schedules of steps / speedup full steps, one for each way to place them, all extrapolated linearly."""
-    full = max(2, round(steps / speedup))
-    yield segments_for_speedup(steps, speedup)
-    for start, end in BENDS:
-        u = np.linspace(0, 1, full)
-        bent = 1 - (1 - u**start) ** end if end != 1 else u**start
-        places = sorted({round(float(place) * (steps - 1)) for place in bent})
-        while len(places) < full:  # two that fell together
-            gaps = [b - a for a, b in pairwise(places)]
-            widest = int(np.argmax(gaps))
-            places.insert(widest + 1, (places[widest] + places[widest + 1]) // 2)
-        kinds = [StepKind.FULL if i in set(places) else StepKind.EXTRAPOLATED for i in range(steps)]
-        yield from_kinds(kinds)
+def placements(steps: int, full: int) -> Iterator[tuple[int, ...]]:
+    """Yield places of the full steps: all there are where they are few, else a head of them and an even or bent rest."""
+    if math.comb(steps - 1, full - 1) <= ENUMERATED:
+        yield from ((0, *rest) for rest in itertools.combinations(range(1, steps), full - 1))
+        return
+    for head in sorted({1, max(1, round(full / 3))}):
+        for last in sorted({steps - 1, max(steps - max(2, round(steps / full)), full - 1)}):
+            for start, end in BENDS:
+                yield bent(steps, full, head, last, start, end)
 
 
-def blended(schedule: Schedule, blend: tuple[float, ...]) -> Schedule:
-    """Return a schedule with one blend for all its extrapolated stretches."""
-    text = ",".join(f"{factor:g}" for factor in blend)
-    parts = [str(Schedule.parse(s.letters)) + (f"~{text}" if "X" in s.letters else "") for s in schedule.segments]
-    return Schedule.parse("|".join(parts))
+def bent(steps: int, full: int, head: int, last: int, start: float, end: float) -> tuple[int, ...]:
+    """Return places: `head` full steps, then the rest up to `last`, denser towards the start or the end."""
+    u = np.linspace(0, 1, full - head + 1)
+    bends = 1 - (1 - u**start) ** end
+    places = {*range(head), *(round(head - 1 + float(b) * (last - head + 1)) for b in bends)}
+    for place in (*range(last, -1, -1), *range(steps)):  # two that fell together
+        if len(places) == full:
+            break
+        places.add(place)
+    return tuple(sorted(places))
 
 
-def choose(beds: list[Bed], steps: int, speedup: float, samples: int) -> Schedule:
-    """Return the schedule that is furthest ahead of fewer steps on average over the testbeds."""
+def neighbours(steps: int, places: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the placements with one full step, not the first, moved by one, the last ones first."""
+    found = []
+    for i in reversed(range(1, len(places))):
+        for shift in (-1, 1):
+            moved = places[i] + shift
+            if 0 < moved < steps and moved not in places:
+                found.append(tuple(sorted([*places[:i], moved, *places[i + 1 :]])))
+    return found
 
-    def mean_gain(schedule: Schedule) -> float:
-        return statistics.mean(bed.gain(schedule, SEARCH_SEEDS, samples)[1] for bed in beds)
 
-    best = max({str(s): s for s in placements(steps, speedup)}.values(), key=mean_gain)
-    return max((blended(best, blend) for blend in BLENDS), key=mean_gain)
+@dataclass(frozen=True)
+class Choice:
+    """Places of full steps, and how the others are extrapolated."""
+
+    steps: int
+    places: tuple[int, ...]
+    basis: str
+    blend: tuple[float, ...]
+
+    @property
+    def schedule(self) -> Schedule:
+        return replace(at_places(self.steps, self.places, self.blend), basis=self.basis)
+
+
+class Chooser:
+    """Finds the schedule of a step count and a number of full steps that is furthest ahead of plain steps.
+
+    Args:
+        beds: to choose on, the most telling first.
+        samples: to choose on; 0 leaves the choice to the rehearsal.
+    """
+
+    def __init__(self, beds: Sequence[Bed], samples: int) -> None:
+        self._beds, self._samples = beds, samples
+        self._known: dict[tuple, float] = {}
+
+    def best(self, steps: int, full: int, start: Sequence[Choice], draws_noise: bool) -> Choice:
+        """Return the best that was found.
+
+        Args:
+            steps: of the run.
+            full: of these.
+            start: what was best at other numbers, to try too.
+            draws_noise: whether the samplers do: then the derivative is no basis.
+        """
+        bases = ("denoised",) if draws_noise else ("derivative", "denoised")
+        usual = [Choice(steps, p, basis, BLENDS[basis][0]) for p in placements(steps, full) for basis in bases]
+        ranked = self._by_rehearsal([*start, *usual])
+        blends = [replace(c, basis=b, blend=blend) for c in ranked[:4] for b in bases for blend in BLENDS[b]]
+        best = self._by_rehearsal(blends)
+        if not self._samples:
+            return self._climbed(best[0])
+        tried = [*dict.fromkeys([self._climbed(best[0]), best[0], *self._by_rehearsal(start)[:1], ranked[0], *best[1:]])]
+        by_first = sorted(tried[:TRIED], key=lambda c: -self._score(c, self._beds[:1]))
+        others = [replace(by_first[0], basis=b, blend=blend) for b in bases for blend in BLENDS[b]]
+        return max(
+            dict.fromkeys([*by_first[:2], *self._by_rehearsal(others)[:2]]), key=lambda c: self._score(c, self._beds[:3])
+        )
+
+    def _by_rehearsal(self, choices: Iterable[Choice]) -> list[Choice]:
+        return sorted(dict.fromkeys(choices), key=lambda c: -self._rehearsed(c))
+
+    def _rehearsed(self, choice: Choice) -> float:
+        if choice not in self._known:
+            self._known[choice] = statistics.mean(bed.rehearsed(choice.schedule) for bed in self._beds[:2])
+        return self._known[choice]
+
+    def _climbed(self, choice: Choice) -> Choice:
+        """Return a choice that no move of one full step by one makes better in rehearsal, or that was moved often."""
+        for _ in range(MOVES):
+            better = self._by_rehearsal([choice, *(replace(choice, places=p) for p in neighbours(choice.steps, choice.places))])
+            if self._rehearsed(better[0]) <= self._rehearsed(choice) + 0.05:
+                break
+            choice = better[0]
+        return choice
+
+    def _score(self, choice: Choice, beds: Sequence[Bed]) -> float:
+        """Return the mean lead, dB, a lead of more than 10 counted as that and a loss twice."""
+        gains = [self._gain(choice, bed) for bed in beds]
+        return statistics.mean(min(gain, 10.0) for gain in gains) + min(0.0, *gains)
+
+    def _gain(self, choice: Choice, bed: Bed) -> float:
+        key = choice, bed.name
+        if key not in self._known:
+            found = bed.psnr(choice.schedule, SEARCH_SEEDS, self._samples)
+            self._known[key] = found - bed.plain(choice.steps, len(choice.places), SEARCH_SEEDS, self._samples)
+        return self._known[key]
+
+
+class Measurer:
+    """Everything that one process measures with.
+
+    Args:
+        dit: weights of `scene_dit.py`; None leaves the transformer out.
+        samples: to choose on.
+        judged: to judge on.
+    """
+
+    def __init__(self, dit: Path | None, samples: int, judged: int) -> None:
+        self._samples, self._judged = samples, judged
+        self._models = {"embedded": embedded_model()} | ({} if dit is None else {"scene DiT": scene_model(dit)})
+
+    @cache  # noqa: B019 (one for each process)
+    def bed(self, network: str, sampler: str, scheduler: str, cfg: float) -> Bed:
+        """Return a testbed."""
+        return Bed(self._models[network], sampler, scheduler, cfg, max(self._samples, self._judged))
+
+    def beds(self, setting: str, sampler: str, steps: int) -> list[Bed]:
+        """Return the testbeds of a setting under a sampler whose teachers are not broken."""
+        found = []
+        for network, scheduler, cfg in BEDS[setting]:
+            if network in self._models:
+                bed, euler = self.bed(network, sampler, scheduler, cfg), self.bed(network, "euler", scheduler, cfg)
+                if bed.read(steps, JUDGE_SEEDS, self._judged) >= READ * euler.read(20, JUDGE_SEEDS, self._judged):
+                    found.append(bed)
+        return found
+
+    def choose(
+        self, setting: str, samplers: Sequence[str], steps: int, draws_noise: bool, known: Sequence[Choice]
+    ) -> dict[str, Any]:
+        """Return the chosen schedules of a kind, a setting and a step count with what was measured, by their full steps.
+
+        Args:
+            setting: of `BEDS`.
+            samplers: of the kind; the first three are chosen under.
+            steps: of the run.
+            draws_noise: whether they do.
+            known: what was chosen at another step count.
+        """
+        judged = samplers[:JUDGED_UNDER]
+        beds = {sampler: self.beds(setting, sampler, steps) for sampler in judged}
+        # The samplers and the testbeds by turns.
+        rows = [beds[s][i:] + beds[s][:i] for i, s in enumerate(judged[:3])]
+        chosen_on = [bed for row in itertools.zip_longest(*rows) for bed in row if bed]
+        entries: dict[str, Any] = {}
+        if not chosen_on:
+            return entries
+        chooser = Chooser(chosen_on, self._samples)
+        for full in sorted({full_steps(steps, s) for s in SPEEDUPS} - {steps, 1}, reverse=True):
+            start = [scaled(choice, steps, full) for choice in known]
+            best = chooser.best(steps, full, start, draws_noise)
+            entries[str(full)] = {"schedule": str(best.schedule), "measured": self._judge(best.schedule, full, beds)}
+        for bed in chosen_on:
+            bed.forget()
+        return entries
+
+    def _judge(self, schedule: Schedule, full: int, beds: Mapping[str, Sequence[Bed]]) -> dict[str, Any]:
+        steps, runs = len(schedule), []
+        others: dict[str, list[float]] = defaultdict(list)
+        for number, of_sampler in enumerate(beds.values()):
+            for i, bed in enumerate(of_sampler):
+                made = bed.psnr(schedule, JUDGE_SEEDS, self._judged)
+                runs.append((bed.name, made, bed.plain(steps, full, JUDGE_SEEDS, self._judged)))
+                if not i and not number:
+                    for scheduler in OTHERS:
+                        others[scheduler].append(bed.plain(steps, full, JUDGE_SEEDS, self._judged, scheduler))
+        means = {scheduler: statistics.mean(values) for scheduler, values in others.items()}
+        other = max(means, key=means.get)
+        worst = min(runs, key=lambda run: run[1] - run[2])
+        return {
+            "psnr_db": round(statistics.mean(made for _, made, _ in runs), 1),
+            "plain_db": round(statistics.mean(plain for _, _, plain in runs), 1),
+            "other": other,
+            "other_db": round(means[other], 1),
+            "least_lead_db": round(worst[1] - worst[2], 2),
+            "least_in": worst[0],
+            "runs": len(runs),
+            "networks": sorted({name.split(",")[0] for name, _, _ in runs}),
+            "samples": self._judged,
+        }
+
+
+def scaled(choice: Choice, steps: int, full: int) -> Choice:
+    """Return a choice laid over another number of steps and of full ones."""
+    old = choice.places
+    wanted = np.interp(np.linspace(0, 1, full), np.linspace(0, 1, len(old)), old) / (choice.steps - 1) * (steps - 1)
+    places = {0, *(round(float(place)) for place in wanted)}
+    for place in range(steps):
+        if len(places) == full:
+            break
+        places.add(place)
+    return Choice(steps, tuple(sorted(places)), choice.basis, choice.blend)
+
+
+def choice_of(text: str) -> Choice:
+    """Return the choice that a schedule's text stands for."""
+    schedule = Schedule.parse(text)
+    places = tuple(i for i, letter in enumerate(schedule.letters) if letter == "F")
+    return Choice(len(schedule), places, schedule.basis, next(s.blend for s in schedule.segments if s.blend))
+
+
+def kinds_of_samplers() -> dict[str, list[str]]:
+    """Return the host's samplers by kind, without those that presets stand down for and without twins on the GPU."""
+    import comfy.samplers
+
+    from flexi_core.host import HostSolver
+
+    model, found = embedded_model().model, defaultdict(list)
+    grid = comfy.samplers.KSampler(model, 20, model.load_device, "euler", "normal", denoise=1.0).sigmas.tolist()
+    for name in comfy.samplers.SAMPLER_NAMES:
+        traits = probe(HostSolver(comfy.samplers.sampler_object(name), model), grid)
+        if traits and traits.keeps_levels and not traits.reads_guidance and not name.endswith("_gpu") and name != "ddim":
+            found[traits.kind].append(name)
+    rank = {name: i for i, name in enumerate(CHOSEN_UNDER)}
+    return {kind: sorted(names, key=lambda n: rank.get(n, len(rank))) for kind, names in found.items()}
+
+
+def work(jobs: Any, done: Any, comfyui: Path, dit: Path | None, samples: int, judged: int, device: str, until: float) -> None:
+    """Measure what is asked for until there is no more, or the time is up; run in a process of its own."""
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+    open_comfy(comfyui, device)
+    measurer = Measurer(dit, samples, judged)
+    while (job := jobs.get()) is not None:
+        kind, setting, samplers, steps, texts = job
+        if time.time() > until:
+            done.put((kind, setting, steps, None))
+            continue
+        try:
+            known = [choice_of(text) for text in texts]
+            entries = measurer.choose(setting, samplers, steps, not kind.startswith("no noise"), known)
+        except Exception as error:  # the others go on
+            _err.print(f"{kind}, {setting}, {steps} steps: {type(error).__name__}: {error}", highlight=False)
+            entries = None
+        done.put((kind, setting, steps, entries))
+
+
+def offered(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries that are ahead of plain steps in every run; fewer full steps only where more are ahead too."""
+    return {full: entry for full, entry in entries.items() if entry["measured"]["least_lead_db"] > AHEAD}
 
 
 def main(
-    dit: Annotated[Path, typer.Option(help="Weights of scene_dit.py.")],
-    comfyui: Annotated[str, typer.Option(help="A ComfyUI checkout.")] = "~/comfy/ComfyUI",
-    judged: Annotated[int, typer.Option(help="To judge on.")] = 8,
-    out: Annotated[Path, typer.Option(help="The presets' file; what it has for other step counts stays.")] = FAMILY,
+    dit: Annotated[Path | None, typer.Option(help="Weights of scene_dit.py; without it the U-Net alone.")] = None,
+    comfyui: Annotated[Path, typer.Option(help="A ComfyUI checkout.")] = Path("~/comfy/ComfyUI"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    minutes: Annotated[float, typer.Option(help="After which no new step count of a kind is begun.")] = 1e6,
+    kinds: Annotated[str, typer.Option(help="Beginnings of kinds' names, separated by semicolons; all by default.")] = "",
+    settings: Annotated[str, typer.Option(help="Beginnings of settings' names, separated by semicolons.")] = "",
+    samples: Annotated[int, typer.Option(min=0, help="To choose on; 0 leaves it to the rehearsal.")] = REHEARSED,
+    judged: Annotated[int, typer.Option(help="To judge on.")] = 16,
+    counts: Annotated[str, typer.Option(help="Step counts, separated by commas; all by default.")] = "",
+    trials: Annotated[Path, typer.Option(help="Everything that was measured, also what is not offered.")] = (
+        RESULTS / "presets-trials.json"
+    ),
+    out: Annotated[Path, typer.Option(help="The presets' file.")] = FAMILY,
 ) -> None:
     """Choose, judge and write the ready-made schedules."""
-    open_host(comfyui)
-    models = embedded_model(), scene_model(dit)
-    grids = ("normal", SCHEDULER)
-    beds = [Bed(scenes, sampler, grid) for scenes, grid in zip(models, grids, strict=True) for sampler in ("euler", "dpmpp_2m")]
-    known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    for speedup, samples in SPEEDUPS.items():
-        for steps in STEPS:
-            entries = known.setdefault(f"{speedup:g}x", {})
-            if str(steps) in entries:
-                continue
-            schedule = choose(beds, steps, speedup, samples)
-            measured = {bed.name: bed.gain(schedule, JUDGE_SEEDS, judged) for bed in beds}
-            entries[str(steps)] = {
-                "schedule": str(schedule),
-                "measured": {
-                    name: {"psnr_db": round(psnr, 2), "over_fewer_steps_db": round(gain, 2), "samples": judged}
-                    for name, (psnr, gain) in measured.items()
-                },
-            }
-            _err.print(f"{speedup:g}x, {steps} steps: {schedule} {[f'{gain:+.1f}' for _, gain in measured.values()]}")
-            with replace_file(out) as temporary:
-                temporary.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    names = [bed.name for bed in beds]
+    until = time.time() + 60 * minutes
+    open_comfy(comfyui, device)
+    found = kinds_of_samplers()
+    known = json.loads(trials.read_text(encoding="utf-8")) if trials.exists() else {}
+    wanted = [int(count) for count in counts.split(",")] if counts else list(STEPS)
+    waiting = [
+        (kind, setting, samplers, steps)
+        for steps in wanted
+        for kind, samplers in found.items()
+        for setting in BEDS
+        if kind.startswith(tuple(kinds.split(";"))) and setting.startswith(tuple(settings.split(";")))
+        if str(steps) not in known.get(kind, {}).get(setting, {})
+    ]
+    usual = {kind: min(map(CHOSEN_UNDER.index, {*samplers} & {*CHOSEN_UNDER})) for kind, samplers in found.items()}
+    waiting.sort(key=lambda job: wanted.index(job[3]) + (RARE if usual[job[0]] >= CHOSEN_UNDER.index("heun") else 0))
+    context = multiprocessing.get_context("spawn")
+    jobs, done = context.Queue(), context.Queue()
+    processes = [
+        context.Process(target=work, args=(jobs, done, comfyui, dit, samples, judged, device, until)) for _ in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    under_way = 0
+    began = time.time()
+    finished = 0
+    total = len(waiting)
+    while waiting or under_way:
+        while waiting and under_way < workers:
+            kind, setting, samplers, steps = waiting.pop(0)
+            counts_of = known.get(kind, {}).get(setting, {})
+            near = min(counts_of, key=lambda count: abs(math.log(int(count) / steps)), default=None)
+            texts = [entry["schedule"] for entry in counts_of[near].values()] if near else []
+            jobs.put((kind, setting, samplers, steps, texts))
+            under_way += 1
+        kind, setting, steps, entries = done.get()
+        under_way -= 1
+        finished += 1
+        if entries is not None:
+            known.setdefault(kind, {}).setdefault(setting, {})[str(steps)] = entries
+            left = (time.time() - began) / finished * (total - finished) / 60
+            leads = {full: entry["measured"]["least_lead_db"] for full, entry in entries.items()}
+            _err.print(f"{kind}; {setting}; {steps}: {leads}; {left:.0f} minutes left", highlight=False, soft_wrap=True)
+            _write(trials, known)
+    for _ in processes:
+        jobs.put(None)
+    for process in processes:
+        process.join()
+    presets: dict[str, Any] = {}
+    for kind, setting, steps, entries in _cells(known, found):
+        if kept := offered(entries):
+            presets.setdefault(kind, {}).setdefault(setting, {})[steps] = kept
+    _write(out, presets)
+    page = "\n".join(_page(known, found)) + "\n"
+    with replace_file(RESULTS / "presets.md") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    print(page)
+
+
+def _cells(known: Mapping[str, Any], found: Iterable[str]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Yield the kind, the setting, the steps and the entries of everything that was measured, in order."""
+    for kind in found:
+        for setting in BEDS:
+            counts = known.get(kind, {}).get(setting, {})
+            for steps in sorted(counts, key=int):
+                yield kind, setting, steps, counts[steps]
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _page(known: Mapping[str, Any], found: Mapping[str, Sequence[str]]) -> list[str]:
     lines = [
         "# Ready-made schedules",
         "",
-        "Made by `python benchmarks/presets.py`. PSNR to the teacher, dB (above the same",
-        "",
+        "Made by `python benchmarks/presets.py`. Mean PSNR to the run of all steps, dB; as few plain steps of the same sampler",
+        "and scheduler; the least lead in any run. Unseen seeds; testbeds: "
+        + "; ".join(f"{n}, {s}, cfg {c:g}" for beds in BEDS.values() for n, s, c in beds)
+        + ".",
+        "A schedule is offered where its least lead is above 0.",
     ]
-    lines[2] += f" solver with as few steps), {judged} unseen seeds."
-    lines += ["| | steps | " + " | ".join(names) + " |", "|-|-|" + "-|" * len(names)]
-    for speedup, entries in known.items():
-        for steps, entry in entries.items():
-            cells = [f"{m['psnr_db']:.1f} ({m['over_fewer_steps_db']:+.1f})" for m in entry["measured"].values()]
-            lines.append(f"| {speedup} | {steps} | " + " | ".join(cells) + " |")
-    with replace_file(RESULTS / "presets.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    shown: set[tuple[str, str]] = set()
+    for kind, setting, steps, entries in _cells(known, found):
+        if (kind, setting) not in shown:
+            shown.add((kind, setting))
+            lines += ["", f"## {kind}; {setting}", "", ", ".join(found[kind]), ""]
+            lines += [
+                "| steps | full | PSNR | plain | best scheduler, plain | least lead | runs | offered |",
+                "|-|-|-|-|-|-|-|-|",
+            ]
+        for full, entry in entries.items():
+            m = entry["measured"]
+            lines.append(
+                f"| {steps} | {full} | {m['psnr_db']} | {m['plain_db']} | {m['other_db']} ({m['other']}) | "
+                f"{m['least_lead_db']:+} ({m['least_in']}) | {m['runs']} | {'yes' if m['least_lead_db'] > AHEAD else 'no'} |"
+            )
+    return lines
 
 
 if __name__ == "__main__":

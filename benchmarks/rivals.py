@@ -182,7 +182,7 @@ class Bench:
         wanted = SearchSettings.of(self.backend, speedup, samples, **SEARCHES[family])
         name = f"{self.name}, {family}, {speedup:g}x, {samples} samples"
         study = open_study(f"sqlite:///{self.folder / 'rivals.db'}", name, wanted)
-        space = wanted.space(self.backend.cost, self.backend.identity["sigmas"])
+        space = wanted.space(self.backend.cost, self.backend.identity["sigmas"], self.backend.traits)
         if family == MASKS:
             space = MaskSpace(space.steps, space.speedup, NetworkCost(space.cost.full_macs), space.families)
         if family == OURS[1]:

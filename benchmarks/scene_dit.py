@@ -19,7 +19,7 @@ import torch
 import typer
 from einops import einsum
 from safetensors.torch import load_file, save_file
-from scene_host import SceneBackend, SceneModel
+from scene_host import SceneBackend, SceneModel, open_comfy
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,7 +28,6 @@ from flexi_core.demo.captions import TABLE_ROWS, embed_captions, token_rows
 from flexi_core.demo.scenes import ATTRIBUTES, FREE, IMAGE_SIZE, Caption, random_attributes, render
 from flexi_core.demo.trainer import BATCH, fit
 from flexi_core.files import replace_file
-from search_tools.comfyui_host import open_host
 from search_tools.pictures import save_image_rows
 from search_tools.teacher import JUDGE_SEEDS, TeacherSettings
 
@@ -95,19 +94,22 @@ class SceneDiT(nn.Module):
 
     def loss(self, rng: torch.Generator) -> torch.Tensor:
         """Return the mean squared error of the velocity on a fresh batch (Lipman et al., 2023)."""
+        device = self.tokens.weight.device
         attributes = random_attributes(BATCH, rng)
         x0 = encode(render(attributes, rng))
         drop = torch.rand(BATCH, len(ATTRIBUTES), generator=rng) < DROP_ONE
         drop |= torch.rand(BATCH, 1, generator=rng) < DROP_ALL
-        context = self.tokens(token_rows(attributes.masked_fill(drop, FREE)))
+        context = self.tokens(token_rows(attributes.masked_fill(drop, FREE)).to(device))
         # Stratified, and laid where the shifted grid of the host has its steps, the last ones included.
         u = (torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) / BATCH
         sigma = (SHIFT * u / (1 + (SHIFT - 1) * u)).view(-1, 1, 1, 1)
         noise = torch.randn(x0.shape, generator=rng)
-        x = (1 - sigma) * x0 + sigma * noise
-        with torch.autocast("cpu", torch.bfloat16):
-            velocity = self.network(x, 1000 * sigma.flatten(), context, torch.zeros(BATCH, POOLED_WIDTH))
-        return (velocity.float() - (noise - x0)).square().mean()
+        x = ((1 - sigma) * x0 + sigma * noise).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            velocity = self.network(
+                x, 1000 * sigma.flatten().to(device), context, torch.zeros(BATCH, POOLED_WIDTH, device=device)
+            )
+        return (velocity.float() - (noise - x0).to(device)).square().mean()
 
 
 @app.command()
@@ -116,9 +118,10 @@ def train(
     comfyui: Annotated[Path, typer.Option(help="A ComfyUI checkout.")] = Path("~/comfy/ComfyUI"),
     images: Annotated[int, typer.Option(help="Scenes to train on.")] = 320_000,
     seed: Annotated[int, typer.Option(help="Of the weights and the scenes.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Train the transformer; a checkpoint beside the file is continued."""
-    open_host(str(comfyui))
+    open_comfy(comfyui, device)
     said = 0.0
 
     def progress(done: int, total: int, loss: float, rate: float) -> None:
@@ -129,7 +132,7 @@ def train(
             print(f"{done} of {total} scenes, loss {loss:.4f}, {rate:.0f} a second, {left:.0f} minutes left", flush=True)
 
     model, done = fit(
-        SceneDiT,
+        lambda: SceneDiT().to(device),
         SceneDiT.loss,
         file.with_suffix(".checkpoint"),
         images=images,
@@ -138,8 +141,8 @@ def train(
         warmup_images=WARMUP_IMAGES,
         progress=progress,
     )
-    weights = {name: value.half().contiguous() for name, value in model.network.state_dict().items()}
-    tokens = {TOKEN_TABLE: model.tokens.weight.detach().half()}
+    weights = {name: value.half().cpu().contiguous() for name, value in model.network.state_dict().items()}
+    tokens = {TOKEN_TABLE: model.tokens.weight.detach().half().cpu()}
     for path, tensors in ((file, weights), (tokens_file(file), tokens)):
         with replace_file(path) as temporary:
             save_file(tensors, temporary, metadata={"images": str(done), "seed": str(seed)})
@@ -180,7 +183,7 @@ def draw_samples(
     samples: Annotated[int, typer.Option(min=1, help="To draw and to read.")] = 48,
 ) -> None:
     """Show what the network draws, and how many of the attributes are right."""
-    open_host(str(comfyui))
+    open_comfy(comfyui)
     backend = SceneBackend(scene_model(file), TeacherSettings("euler", SCHEDULER, steps, cfg))
     latents = backend.teacher(JUDGE_SEEDS, samples)
     right = backend.read(latents, JUDGE_SEEDS).double()

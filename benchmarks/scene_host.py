@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.presets import all_full
 from flexi_core.replay import Replay
 from flexi_core.run import StepRecord
+from flexi_core.sampler import PLAIN, SamplerTraits, probe
 from flexi_core.schedule import Schedule
 from search_tools.backend import SampleProgress
 from search_tools.batches import BatchedBackend
@@ -26,6 +28,19 @@ from search_tools.fitting import Observe
 from search_tools.teacher import TeacherSettings, TeacherStore
 
 BATCH = BatchedBackend.batch
+
+
+def open_comfy(checkout: Path, device: str = "cpu") -> None:
+    """Make the host's own modules importable, without its server and nodes.
+
+    Args:
+        checkout: its folder.
+        device: cpu or cuda; read once, when the host's model management is imported.
+    """
+    sys.path.insert(0, str(checkout.expanduser().resolve()))
+    from comfy.cli_args import args
+
+    args.cpu, args.use_pytorch_cross_attention = device == "cpu", True
 
 
 @dataclass(frozen=True)
@@ -128,6 +143,16 @@ class SceneBackend(BatchedBackend):
             "size": list(self.scenes.latent_shape[-2:]),
             "runtime": "host",
         }
+
+    @cached_property
+    def traits(self) -> SamplerTraits:
+        """What the sampler does on the run's noise levels; Euler's, where it cannot be tried."""
+        import comfy.samplers
+
+        from flexi_core.host import HostSolver
+
+        solve = HostSolver(comfy.samplers.sampler_object(self.settings.sampler), self.scenes.model)
+        return probe(solve, self.sigmas.tolist()) or PLAIN
 
     @cached_property
     def cost(self) -> NetworkCost:

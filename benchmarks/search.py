@@ -113,7 +113,7 @@ class Bench:
         def say(state) -> None:
             _err.print(f"{name}: {state.finished} of {self._evaluations}, {state.seconds_left:.0f} s left")
 
-        space = wanted.space(self._backend.cost, self._backend.identity["sigmas"])
+        space = wanted.space(self._backend.cost, self._backend.identity["sigmas"], self._backend.traits)
         space = with_guesses(study, self._backend, space, wanted.guesses)
         result = run_search(study, space, fitness, evaluations=self._evaluations, on_progress=say)
         if result.interrupted:

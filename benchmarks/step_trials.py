@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from flexi_core import Schedule
+from flexi_core.basis import DERIVATIVE
 from flexi_core.demo.sampling import SAMPLERS, make_noise, sample
-from flexi_core.extrapolation import DerivativeHistory, Observer
+from flexi_core.extrapolation import Observer, PredictionHistory
 from flexi_core.fit import BlendFit, Equations, TrajectoryRecorder, linear_response, response_at
 from flexi_core.metrics import latent_mse, psnr_db
 from flexi_core.plan import Plan, make_plan
@@ -69,7 +70,8 @@ class Bench:
         self.response, self._steps = linear_response(self._solve, self.sigmas), UNetSteps(self.model.unet)
         self._store = PredictionStore()
         recorder = TrajectoryRecorder()
-        fitted_on = self._sample(all_full(settings.steps), self.sigmas, FIT, recorder)
+        by_derivative = replace(all_full(settings.steps), basis=DERIVATIVE)
+        fitted_on = self._sample(by_derivative, self.sigmas, FIT, recorder)
         self.teacher = torch.cat([fitted_on, self.backend.teacher(JUDGE_SEEDS, judged)])
         self.trajectory = recorder.trajectory
 
@@ -143,8 +145,8 @@ class Exploration:
         sigmas = sigmas[:-1]
         self._places = [-math.log(s) for s in sigmas] if rule.log_sigma else [float(i) for i in range(len(sigmas))]
         self._response = _denoised_response(response, sigmas) if rule.denoised else response
-        self._values, self._guidance = DerivativeHistory(4), DerivativeHistory(max(rule.guidance_terms, rule.beside))
-        self._features = DerivativeHistory(rule.feature_terms)
+        self._values, self._guidance = PredictionHistory(4), PredictionHistory(max(rule.guidance_terms, rule.beside))
+        self._features = PredictionHistory(rule.feature_terms)
         self._applied: list[torch.Tensor] = []  # by step, of the samples that are fitted on
         self._factors: list[float] = []
         self._full: torch.Tensor | None = None  # the last full step's derivative
@@ -221,12 +223,12 @@ class _FirstRows:
     def see(self, index: int, x: torch.Tensor, derivative: torch.Tensor) -> None:
         self._observer.see(index, x[:FIT], derivative[:FIT])
 
-    def blend(self, index: int, history: DerivativeHistory) -> tuple[float, ...] | None:
+    def blend(self, index: int, history: PredictionHistory) -> tuple[float, ...] | None:
         return self._observer.blend(index, _FirstRowsOfHistory(history))
 
 
 class _FirstRowsOfHistory:
-    def __init__(self, history: DerivativeHistory) -> None:
+    def __init__(self, history: PredictionHistory) -> None:
         self.changes, self._history = history.changes, history
 
     def combined(self, weights: list[float]) -> torch.Tensor:
