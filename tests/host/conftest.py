@@ -33,7 +33,7 @@ PACK = Path(__file__).resolve().parents[2]
 STANDIN = Path(__file__).parent / "standin"
 CAPTION = "a large red circle at the center on a navy background"
 SERVER_START_S = 120
-PICTURES = "two samples of the embedded model at 20 steps of the scheduler simple, cfg 3"
+PICTURES = "two samples of the embedded model at 8 steps, where it has something for them, else at 20, cfg 3"
 
 
 def find_checkout() -> Path | None:
