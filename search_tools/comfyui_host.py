@@ -6,9 +6,11 @@ import asyncio
 import copy
 import importlib
 import importlib.util
+import inspect
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -47,6 +49,11 @@ class ComfyHost:
             ) from error
         except OSError as error:
             raise FlexiError(f"ComfyUI in {checkout} cannot be brought up: {error}; is {base} writable?") from error
+        except (TypeError, AttributeError, KeyError) as error:  # what a changed interface answers with
+            raise FlexiError(
+                f"ComfyUI {_version(checkout)} in {checkout} cannot be brought up ({type(error).__name__}: {error}): "
+                "this version is not known here; please report it, and use another one until then"
+            ) from error
 
     def _bring_up(self, checkout: Path, base: Path) -> None:
         if sys.path[0] != str(checkout):
@@ -77,9 +84,9 @@ class ComfyHost:
         comfy.utils.set_progress_bar_enabled(False)
         self._comfy_utils, self._execution, self._nodes, self._paths = comfy.utils, execution, nodes, folder_paths
         # Packs register routes with the server's instance when they are imported.
-        self._server = getattr(server.PromptServer, "instance", None) or server.PromptServer(self._loop)
+        self._server = getattr(server.PromptServer, "instance", None) or _made(server.PromptServer, self._loop)
         self._loop.run_until_complete(nodes.init_extra_nodes(init_custom_nodes=True, init_api_nodes=False))
-        self._executor = execution.PromptExecutor(self._server)
+        self._executor = _made(execution.PromptExecutor, self._server)
 
     @property
     def schedule_folder(self) -> Path:
@@ -202,7 +209,7 @@ def open_host(checkout: str, base_directory: str | None = None) -> ComfyHost:
     """Return a ComfyUI in this process, the same for every call; a process can have only one.
 
     Args:
-        checkout: its folder; where it is not there, $COMFYUI_PATH.
+        checkout: its folder; where it is not there, the first of $COMFYUI_PATH.
         base_directory: as the host's own option; the checkout by default.
 
     Raises:
@@ -210,7 +217,7 @@ def open_host(checkout: str, base_directory: str | None = None) -> ComfyHost:
     """
     folder = Path(checkout).expanduser()
     if not folder.is_dir() and os.environ.get("COMFYUI_PATH"):
-        folder = Path(os.environ["COMFYUI_PATH"])
+        folder = Path(os.environ["COMFYUI_PATH"].split(os.pathsep)[0])
     folder = folder.resolve()
     if not (folder / "comfy" / "samplers.py").is_file():
         raise FlexiError(f"{checkout}: no ComfyUI there (it has no comfy/samplers.py); give --comfyui its folder")
@@ -264,6 +271,29 @@ def _capture_class(cls: type, only: tuple[str, ...] | None, received: list[dict[
             return ()
 
     return Capture
+
+
+def _made(cls: type, first: Any) -> Any:
+    """Return an object of a class of the host that is made of more arguments in newer versions.
+
+    Args:
+        cls: PromptServer or PromptExecutor.
+        first: its first argument, which it has always had.
+    """
+    wanted = inspect.signature(cls).parameters
+    given: dict[str, Any] = {}
+    if "cache_args" in wanted:  # read in every run, whatever the cache
+        given["cache_args"] = {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
+    if "asset_manager" in wanted:
+        given["asset_manager"] = importlib.import_module("app.assets.manager").default_asset_manager()
+    return cls(first, **given)
+
+
+def _version(checkout: Path) -> str:
+    """Return the version that a checkout states, for messages."""
+    file = checkout / "comfyui_version.py"
+    stated = re.search(r'__version__ = "(.+)"', file.read_text(encoding="utf-8")) if file.is_file() else None
+    return stated[1] if stated else "of an unknown version"
 
 
 def _has_accelerator() -> bool:

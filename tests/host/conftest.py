@@ -37,9 +37,9 @@ PICTURES = "two samples of the embedded model at 8 steps, where it has something
 
 
 def find_checkout() -> Path | None:
-    """Return the ComfyUI checkout: $COMFYUI_PATH, else comfy-cli's place, else the one whose custom_nodes this pack is in."""
-    asked = os.environ.get("COMFYUI_PATH")
-    candidates = [Path(asked)] if asked else [Path.home() / "comfy" / "ComfyUI", PACK.parents[1]]
+    """Return the ComfyUI checkout: the first of $COMFYUI_PATH, else comfy-cli's place, else the one around this pack."""
+    asked = [Path(path) for path in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if path]
+    candidates = asked or [Path.home() / "comfy" / "ComfyUI", PACK.parents[1]]
     return next((path.resolve() for path in candidates if (path / "comfy" / "samplers.py").is_file()), None)
 
 
@@ -61,9 +61,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("scheduler_name", re.findall(r'"(\w+)": SchedulerHandler\(', source) or ["normal"])
 
 
+@functools.cache
 def imports_torchvision() -> bool:
-    """Return whether the real torchvision imports; the registry's wheels are linked to CUDA and fail beside a CPU torch."""
-    probe = [sys.executable, "-c", "import torchvision.transforms"]
+    """Return whether the real torchvision and torchaudio import; those linked to CUDA do not beside a CPU torch."""
+    probe = [sys.executable, "-c", "import torchaudio, torchvision.transforms"]
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
@@ -107,28 +108,54 @@ class MatrixTable:
     def pytest_sessionfinish(self) -> None:
         if not self._path:
             return
-        lines = [
-            "# What was tested in the host",
-            "",
-            f"{host_version()}, tested by `pytest tests/host --matrix=docs/compatibility.md`.",
-            "In every row a schedule of full steps gives the latent of plain sampling bit for bit; a mixed one gives a finite",
-            "latent with the steps that the row names, and the same latent again. Pictures are compared with those of all",
-            f"steps: the PSNR of Flexi Preset 2x, and of as many plain steps, over {PICTURES}.",
-        ]
-        compared = {group for (group, _), told in self._pictures.items() if told}
-        group = None
-        for key, results in self._rows.items():
-            if key[0] != group:
-                group = key[0]
-                head = "| | tests | what the pack does |"
-                lines += ["", f"## {group}", "", head + " pictures |" * (group in compared)]
-                lines.append("|-|-|-|" + "-|" * (group in compared))
-            passed = "passed" if all(results) and results else "not run" if not results else "FAILED"
-            picture = f" {self._pictures.get(key, '')} |" if group in compared else ""
-            lines.append(f"| {key[1]} | {sum(results)} {passed} | {self._does.get(key, '')} |{picture}")
-        temporary = Path(f"{self._path}.new")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(self._path)
+        page = Path(self._path)
+        data = page.with_suffix(".json")
+        versions = json.loads(data.read_text(encoding="utf-8")) if data.exists() else {}
+        found: dict[str, dict[str, Any]] = {}
+        for (group, row), results in self._rows.items():
+            told = {"passed": sum(results), "of": len(results)}
+            told |= {"does": self._does.get((group, row), ""), "picture": self._pictures.get((group, row), "")}
+            found.setdefault(group, {})[row] = told
+        versions[host_version()] = found
+        versions = dict(sorted(versions.items(), key=lambda item: [int(part) for part in re.findall(r"\d+", item[0])]))
+        for path, text in ((data, json.dumps(versions, indent=1)), (page, "\n".join(_page(versions)))):
+            temporary = path.with_name(f"{path.name}.new")
+            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.replace(path)
+
+
+def _page(versions: dict[str, Any]) -> list[str]:
+    """Return the lines of the compatibility page, a column for each version of the host, the oldest first."""
+    lines = [
+        "# What was tested in the host",
+        "",
+        f"{', '.join(versions)}: `pytest tests/host --matrix=docs/compatibility.md`, for each with `COMFYUI_PATH` set to it.",
+        "In every row a schedule of full steps gives the latent of plain sampling bit for bit; a mixed one gives a finite",
+        "latent with the steps that the row names, and the same latent again. Pictures are compared with those of all",
+        f"steps: the PSNR of Flexi Preset 2x, and of as many plain steps, over {PICTURES}.",
+        "A version's column says how many tests passed; what the pack does and the pictures are the newest version's.",
+    ]
+    numbers = [name.removeprefix("ComfyUI ") for name in versions]
+    for group in dict.fromkeys(group for found in versions.values() for group in found):
+        of_group = [found.get(group, {}) for found in versions.values()]
+        rows = dict.fromkeys(row for found in of_group for row in found)
+        pictures = any(told["picture"] for found in of_group for told in found.values())
+        lines += ["", f"## {group}", ""]
+        lines += [f"| | {' | '.join(numbers)} | what the pack does |" + " pictures |" * pictures]
+        lines += ["|-|" + "-|" * (len(numbers) + 1 + pictures)]
+        for row in rows:
+            told = [found.get(row, {}) for found in of_group]
+            newest = next(each for each in reversed(told) if each)
+            cells = [row, *map(_passed, told), newest["does"], *[newest["picture"]] * pictures]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _passed(told: dict[str, Any]) -> str:
+    """Return a cell of the compatibility page: how many tests of a row passed in a version."""
+    if not told or not told["of"]:
+        return "not run"
+    return f"{told['passed']} passed" if told["passed"] == told["of"] else f"{told['passed']} of {told['of']}: FAILED"
 
 
 def require_v3_nodes() -> None:

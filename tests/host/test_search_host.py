@@ -371,7 +371,8 @@ def test_progress_counts_the_steps_of_all_samples(plain):
     seen = []
     plain.sample(Schedule.parse("6*(F)"), 0, 2, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (12, 12) and [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert (3, 12) in seen and (9, 12) in seen
+    # Newer hosts leave out calls that come soon after another.
+    assert any(done < 6 for done, _ in seen) and any(6 < done < 12 for done, _ in seen)
 
 
 @pytest.mark.parametrize(("graph", "blocks"), [(sd15, 4), (sdxl, 4)], ids=["SD1.5", "SDXL"])

@@ -108,6 +108,7 @@ FAMILIES = {
             "n_layers": 1,
             **NEWER,
             "use_x0": False,
+            "use_sequential_txt_ids": False,
             "nerf_hidden_size": 16,
             "nerf_mlp_ratio": 2,
         }
@@ -215,7 +216,7 @@ FAMILIES = {
     ),
     "Stable Audio": Family(
         "StableAudio",
-        {"depth": 4, "embed_dim": 64, "num_heads": 2},
+        {"depth": 4, "embed_dim": 768, "num_heads": 12},  # newer hosts project to this width alone
         (64, 16),
         blocks(double_block=4),
         tokens=768,
