@@ -91,9 +91,10 @@ def count_macs(network: nn.Module, call: NetworkCall | ModelCall) -> NetworkCost
 
     def visit(key: BlockKey, args: dict[str, Any], original: Callable[[dict[str, Any]], Any]) -> Any:
         before = counter.get_total_flops()
+        given = dict(args)
         out = original(args)
         blocks[key] += (counter.get_total_flops() - before) / 2 / rows
-        sizes[key] = sum(stream.nbytes for stream in streams_of(out).values() if stream is not None) / rows
+        sizes[key] = sum(stream.nbytes for stream in streams_of(out, given).values() if stream is not None) / rows
         return out
 
     shapes = call.shapes()

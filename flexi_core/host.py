@@ -68,8 +68,8 @@ class RunHandle:
         """The last run's report; None before the first run has ended."""
         return self._reports[-1][1] if self._reports else None
 
-    def report_of(self, latent: torch.Tensor) -> RunReport | None:
-        """Return the report of the run that made a latent [B, ...]; the last run's where none of those kept did."""
+    def report_of(self, latent: Any) -> RunReport | None:
+        """Return the report of the run that made a latent (see `packed`); the last run's where none of those kept did."""
         digest = _digest(latent)
         return next((report for made, report in reversed(self._reports) if made == digest), self.report)
 
@@ -181,7 +181,9 @@ class _OuterSample:
         guider = executor.class_obj
         solve = HostSolver(sampler, guider.model_patcher)
         try:
-            laid = self._lay(guider, solve, sigmas, noise.shape)
+            # Latents of several streams, as of pictures and sound, come packed into one; the first is the pictures'.
+            shapes = kwargs.get("latent_shapes") or [noise.shape]
+            laid = self._lay(guider, solve, sigmas, shapes[0])
         except (_Refused, comfy.model_management.InterruptProcessingException):
             raise
         except Exception as error:  # whatever goes wrong with the schedule, the picture is made
@@ -555,8 +557,15 @@ def _sigma(options: dict[str, Any]) -> float:
     return float(options["sigmas"].max())
 
 
-def _digest(latent: torch.Tensor) -> str:
-    values = latent.detach().to("cpu", torch.float32).contiguous()
+def packed(latent: Any) -> torch.Tensor:
+    """Return a latent as it is sampled: one of several streams [B, ...] (the host's NestedTensor) packed to [B, 1, N]."""
+    if not getattr(latent, "is_nested", False):
+        return latent
+    return torch.cat([stream.reshape(stream.shape[0], 1, -1) for stream in latent.unbind()], dim=-1)
+
+
+def _digest(latent: Any) -> str:
+    values = packed(latent).detach().to("cpu", torch.float32).contiguous()
     return hashlib.sha256(f"{tuple(values.shape)}".encode() + values.numpy().tobytes()).hexdigest()
 
 

@@ -19,8 +19,9 @@ from .graphs import outside_graphs
 from .unet_steps import on_meta
 
 BlockKey = tuple[str, int]
-# What the hooks call the hidden states that blocks hand on.
+# What the hooks call the hidden states that blocks hand on; a stream may be a pair of tensors, as of pictures and sound.
 _STREAMS = ("img", "txt", "x")
+Stream = str | tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,20 @@ class TransformerSteps:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._keys: list[BlockKey] | None = None  # in the order in which they run
+        self._shown: _Capture | None = None  # the last full pass
+        self._broken = ""  # what came of the network's hooks
 
     def why_not(self, depth: int) -> str:
         """Return in words why no partial step of a depth can run; empty when one can."""
-        if self._keys is None:
+        if self._broken:
+            return self._broken
+        if self._shown is None:
             return ""
-        if not self._keys:
+        count = len(self._shown.keys)
+        if not count:
             return f"{self._name} has no blocks that can be skipped: neither a U-Net's nor hooks for a transformer's"
-        if depth >= len(self._keys):
-            return f"depth {depth} needs more than the network's {len(self._keys)} blocks"
+        if depth >= count:
+            return f"depth {depth} needs more than the network's {count} blocks"
         return ""
 
     def full(
@@ -97,8 +102,13 @@ class TransformerSteps:
         if depth is None or self.why_not(depth):
             return call.run(forward), None
         capture = _Capture(depth)
-        prediction = watched(call, capture).run(forward)
-        self._keys = capture.keys
+        try:
+            prediction = watched(call, capture).run(forward)
+        except Exception as error:
+            if not self._breaks(error, "hooks for its blocks"):
+                raise
+            return call.run(forward), None
+        self._shown = capture
         rows = call.x.shape[0]
         whole = all(value is None or value.shape[0] == rows for value in capture.feature.values())
         return prediction, capture.feature if capture.feature and whole and not capture.failed else None
@@ -107,9 +117,21 @@ class TransformerSteps:
         self, call: ModelCall, forward: Callable[..., torch.Tensor], depth: int, feature: Feature
     ) -> torch.Tensor | None:
         """Run the first `depth` blocks on a kept feature; None when the network asked for other blocks than before."""
-        reuse = _Reuse(depth, feature, self._keys)
-        prediction = watched(call, reuse).run(forward)
-        return prediction if reuse.keys == self._keys else None
+        reuse = _Reuse(depth, feature, self._shown)
+        try:
+            prediction = watched(call, reuse).run(forward)
+        except Exception as error:
+            if not self._breaks(error, "blocks, when some of them are skipped,"):
+                raise
+            return None
+        return prediction if reuse.keys == self._shown.keys else None
+
+    def _breaks(self, error: Exception, what: str) -> bool:
+        """Return whether an error may be of the hooks alone: Python's own kinds are; what stops the run, or memory, is not."""
+        if type(error).__module__ != "builtins":
+            return False
+        self._broken = f"{self._name}'s {what} failed ({type(error).__name__}: {error})"
+        return True
 
 
 class _Hooks(dict):
@@ -118,6 +140,9 @@ class _Hooks(dict):
     def __init__(self, others: dict, visit: Visit) -> None:
         super().__init__(others)
         self._visit = visit
+
+    def __bool__(self) -> bool:
+        return True  # some networks ask whether there is any hook
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, tuple)
@@ -140,23 +165,27 @@ class _Capture:
 
     def __init__(self, depth: int) -> None:
         self.keys: list[BlockKey] = []
+        self.named: list[bool] = []  # for each key, whether the block names its streams or returns one as it is
         self.feature: Feature = {}
         self.failed = False
         self._depth = depth
         self._stretch = 0
-        self._entries: dict[str, torch.Tensor] = {}
+        self._entries: dict[Stream, torch.Tensor] = {}
 
     @outside_graphs
     def __call__(self, key: BlockKey, args: dict[str, Any], original: Callable[[dict[str, Any]], Any]) -> Any:
         self.keys.append(key)
         if len(self.keys) <= self._depth:
+            self.named.append(True)  # is not asked for
             return original(args)
         if _opens_stretch(self.keys, self._depth):
             self._stretch += 1
             # Clones: blocks write to their streams in place.
-            self._entries = {name: args[name].clone() for name in _STREAMS if isinstance(args.get(name), torch.Tensor)}
+            self._entries = {name: value.clone() for name, value in streams_of(args, {}).items() if value is not None}
+        given = dict(args)
         out = original(args)
-        for name, value in streams_of(out).items():
+        self.named.append(isinstance(out, dict))
+        for name, value in streams_of(out, given).items():
             if value is not None and (name not in self._entries or value.shape != self._entries[name].shape):
                 self.failed = True
                 continue
@@ -171,11 +200,11 @@ class _Reuse:
     right at the last block of each stretch of one kind, from what it was at the first skipped one.
     """
 
-    def __init__(self, depth: int, feature: Feature, keys: list[BlockKey]) -> None:
+    def __init__(self, depth: int, feature: Feature, shown: _Capture) -> None:
         self.keys: list[BlockKey] = []
-        self._depth, self._feature, self._expected = depth, feature, keys
+        self._depth, self._feature, self._expected, self._named = depth, feature, shown.keys, shown.named
         self._stretch = 0
-        self._final: dict[str, torch.Tensor | None] = {}
+        self._final: dict[Stream, torch.Tensor | None] = {}
 
     @outside_graphs
     def __call__(self, key: BlockKey, args: dict[str, Any], original: Callable[[dict[str, Any]], Any]) -> Any:
@@ -183,14 +212,16 @@ class _Reuse:
         seen = len(self.keys)
         if seen <= self._depth or self.keys != self._expected[:seen]:
             return original(args)
+        now = streams_of(args, {})
         if _opens_stretch(self.keys, self._depth):
             self._stretch += 1
             own = {name: value for (stretch, name), value in self._feature.items() if stretch == self._stretch}
-            self._final = {name: None if value is None else args[name] + value for name, value in own.items()}
+            self._final = {name: None if value is None else now[name] + value for name, value in own.items()}
         streams = self._final
         if seen < len(self._expected) and self._expected[seen][0] == key[0]:
-            streams = {name: args[name] for name in streams}
-        return streams["x"] if "x" in streams else dict(streams)
+            streams = {name: now[name] for name in streams}
+        together = _together(streams, args)
+        return together if self._named[seen - 1] else next(iter(together.values()))
 
 
 def _opens_stretch(keys: list[BlockKey], depth: int) -> bool:
@@ -198,6 +229,35 @@ def _opens_stretch(keys: list[BlockKey], depth: int) -> bool:
     return len(keys) == depth + 1 or keys[-1][0] != keys[-2][0]
 
 
-def streams_of(out: Any) -> dict[str, torch.Tensor | None]:
-    """Return a block's output by stream; a hook without names has one stream, which its arguments call x."""
-    return out if isinstance(out, dict) else {"x": out}
+def streams_of(out: Any, args: dict[str, Any]) -> dict[Stream, torch.Tensor | None]:
+    """Return the streams in what a block was given, or in what it returned; what else is there does not count.
+
+    Args:
+        out: a dictionary by name, or one stream as it is.
+        args: of the block, whose one stream has the name that `out` lacks; x, where there are several.
+    """
+    if not isinstance(out, dict):
+        names = [name for name in _STREAMS if isinstance(args.get(name), torch.Tensor | tuple | list)]
+        out = {names[0] if len(names) == 1 else "x": out}
+    found: dict[Stream, torch.Tensor | None] = {}
+    for name, value in out.items():
+        if name not in _STREAMS:
+            continue
+        if isinstance(value, tuple | list):
+            found |= {(name, i): part for i, part in enumerate(value) if part is None or isinstance(part, torch.Tensor)}
+        elif value is None or isinstance(value, torch.Tensor):
+            found[name] = value
+    return found
+
+
+def _together(streams: dict[Stream, torch.Tensor | None], args: dict[str, Any]) -> dict[str, Any]:
+    """Return streams by name, those of several tensors put together as they are in a block's arguments."""
+    found: dict[str, Any] = {}
+    for stream, value in streams.items():
+        if isinstance(stream, str):
+            found[stream] = value
+        else:
+            name, place = stream
+            parts = found.setdefault(name, list(args[name]))
+            parts[place] = value
+    return {name: type(args[name])(value) if isinstance(value, list) else value for name, value in found.items()}

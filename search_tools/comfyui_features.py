@@ -81,8 +81,8 @@ class NetworkFeatures:
 
         def visit(key: tuple[str, int], args: dict[str, Any], original: Callable[[dict[str, Any]], Any]) -> Any:
             out = original(args)
-            streams = streams_of(out)
-            tokens = streams.get("img", streams.get("x"))
+            streams = streams_of(out, args)
+            tokens = next((streams[name] for name in ("img", ("img", 0), "x", ("x", 0)) if name in streams), None)
             if tokens is not None and len(tokens) >= rows:
                 seen.append(tokens[:rows].float().flatten(1, -2).mean(dim=1))
             return out
