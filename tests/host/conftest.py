@@ -193,7 +193,8 @@ class Host:
         noise = options.pop("noise", None)
         noise = self.noise() if noise is None else noise
         defaults = {"scheduler": "normal", "positive": self.positive, "negative": self.negative, "cfg": 3.0}
-        options = {**defaults, "latent_image": torch.zeros_like(noise), "seed": 0, "disable_pbar": True, **options}
+        defaults |= {"latent_image": noise * 0.0, "seed": 0, "disable_pbar": True}
+        options = {**defaults, **options}
         return self.comfy.sample.sample(model, noise, steps, sampler_name=sampler, **options)
 
     def sigmas(self, model: Any, scheduler: str, steps: int) -> torch.Tensor:

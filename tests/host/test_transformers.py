@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,7 +62,7 @@ class Family:
     Args:
         config: class of the host's supported models.
         network: what the host's detection would find in a weights file.
-        latent: shape of one latent.
+        latent: shape of one latent, or of its streams.
         blocks: those that it offers to hooks, in the order in which they run.
         conditions: what a prompt carries beside its tokens, from a function that makes random tensors.
         tokens: width of a prompt's tokens.
@@ -70,7 +71,7 @@ class Family:
 
     config: str
     network: dict[str, Any]
-    latent: tuple[int, ...]
+    latent: tuple[int, ...] | tuple[tuple[int, ...], ...]
     blocks: tuple[tuple[str, int], ...] = ()
     conditions: Callable[[Callable[..., torch.Tensor]], dict[str, Any]] = nothing
     tokens: int = 32
@@ -190,6 +191,16 @@ FAMILIES = {
         blocks(double_block=4),
         mask,
     ),
+    "LTX-2 (pictures and sound)": Family(
+        "LTXAV",
+        {"num_layers": 4, "attention_head_dim": 32, "num_attention_heads": 2, "cross_attention_dim": 64}
+        | {"audio_attention_head_dim": 16, "audio_num_attention_heads": 2, "audio_cross_attention_dim": 32}
+        | {"caption_channels": 32, "connector_attention_head_dim": 16, "connector_num_attention_heads": 2},
+        ((128, 2, 4, 4), (8, 6, 16)),
+        blocks(double_block=4),
+        mask,
+        tokens=64,
+    ),
     "Mochi": Family(
         "GenmoMochi",  # 64 * 192 is the one width of its feed-forward layers that the host allows
         {"depth": 4, "patch_size": 2, "num_heads": 2, "hidden_size_x": 64, "hidden_size_y": 32, "in_channels": 12}
@@ -272,7 +283,9 @@ WITHOUT_HOOKS = {
 class Tiny:
     """A model of the host with random weights, and how to sample it."""
 
-    def __init__(self, host: Any, inner: nn.Module, latent: tuple[int, ...], prompt: Callable[..., tuple]) -> None:
+    def __init__(
+        self, host: Any, inner: nn.Module, latent: tuple[int, ...] | tuple[tuple[int, ...], ...], prompt: Callable[..., tuple]
+    ) -> None:
         rng = torch.Generator().manual_seed(0)
         for name, value in inner.named_parameters():
             noise = torch.randn(value.shape, generator=rng)
@@ -284,12 +297,28 @@ class Tiny:
         self.model = host.comfy.model_patcher.ModelPatcher(inner.eval(), load_device=CPU, offload_device=CPU)
         self._host, rng = host, torch.Generator().manual_seed(1)
         self._prompts = [prompt(lambda *shape: torch.randn(shape, generator=rng)) for _ in range(2)]
-        self._noise = torch.randn(2, *latent, generator=rng)
+        if isinstance(latent[0], int):
+            self._noise = torch.randn(2, *latent, generator=rng)
+        else:
+            from comfy.nested_tensor import NestedTensor
+
+            self._noise = NestedTensor([torch.randn(2, *stream, generator=rng) for stream in latent])
 
     def sample(self, model: Any, control: Any = None) -> torch.Tensor:
+        """Return a latent, one of several streams packed into one."""
+        return self._host.adapter.packed(self.draw(model, control))
+
+    def draw(self, model: Any, control: Any = None) -> Any:
+        """Return a latent as the host hands it on."""
         carried = {} if control is None else {"control": control}
         positive, negative = ([[tokens, {**conditions, **carried}]] for tokens, conditions in self._prompts)
         return self._host.sample(model, noise=self._noise, scheduler="simple", positive=positive, negative=negative)
+
+    def another(self) -> Tiny:
+        """Return the same model, sampled from other noise."""
+        other = copy(self)
+        other._noise = self._noise * 2.0
+        return other
 
     def call(self, model: Any) -> ModelCall:
         """Return the first call that sampling makes of the host's model around the network."""
@@ -368,6 +397,17 @@ def test_mixed_schedules_run_as_planned(make, apply, cell, family):
     assert [step.network_calls for step in report.steps] == [1, 1, 1, 1, 0, 1, 1, 0]
     mixed, without_partial = (tiny.sample(apply(tiny.model, text)[0]) for text in (MIXED, "3*(F)|FX|F|FN"))
     assert not torch.equal(mixed, without_partial)
+
+
+def test_the_report_of_a_latent_of_several_streams_is_found(make, apply):
+    tiny = make("LTX-2 (pictures and sound)")
+    model, handle = apply(tiny.model, MIXED)
+    latent = tiny.draw(model)
+    assert latent.is_nested and [tuple(stream.shape) for stream in latent.unbind()] == [(2, 128, 2, 4, 4), (2, 8, 6, 16)]
+    report = handle.report
+    assert report.letters == "FFFPXFPN"
+    tiny.another().draw(model)
+    assert handle.report is not report and handle.report_of(latent) is report
 
 
 @pytest.mark.parametrize("family", FAMILIES)
