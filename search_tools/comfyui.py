@@ -32,6 +32,7 @@ from .backend import Features, SampleProgress
 from .batches import BatchedBackend
 from .comfyui_host import open_host
 from .fitting import Observe
+from .saved_workflow import is_saved, to_api
 from .teacher import TeacherSettings, TeacherStore
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class ComfyBackend(BatchedBackend):
 
     Args:
         comfyui: the host's folder.
-        graph: API-format workflow.
+        graph: a workflow as the page saves it, or its API form.
         node: id of the sampling node; needed where there are several.
         prompts: positive prompts to take in turn; the workflow's own where there are none.
         base_directory: as the host's own option.
@@ -68,7 +69,7 @@ class ComfyBackend(BatchedBackend):
     def __init__(
         self,
         comfyui: str,
-        graph: workflow.Graph,
+        graph: dict[str, Any],
         node: str | None = None,
         prompts: Sequence[str] = (),
         base_directory: str | None = None,
@@ -76,9 +77,13 @@ class ComfyBackend(BatchedBackend):
         name: str = "workflow",
         store_folder: Path | None = None,
     ) -> None:
-        graph = workflow.checked(graph)
+        if not is_saved(graph):
+            workflow.find_sampler(workflow.checked(graph), node)  # where that fails, the host need not come up
+        self._host = open_host(comfyui, base_directory)
+        graph = workflow.checked(to_api(graph, self._host.define) if is_saved(graph) else graph)
         self._node = workflow.find_sampler(graph, node)
-        self._graph = workflow.reduced(graph, self._node)
+        graph = workflow.unmarked(workflow.reduced(graph, self._node), self._node)
+        self._graph = workflow.with_paths(graph, self._host.options)
         self._kind = self._graph[self._node]["class_type"]
         self._spec = {
             "comfyui": str(comfyui),
@@ -89,8 +94,7 @@ class ComfyBackend(BatchedBackend):
             "clip_vision": clip_vision,
             "name": name,
         }
-        graphs = [workflow.with_prompt(self._graph, self._node, prompt) for prompt in prompts] or [self._graph]
-        self._host = open_host(comfyui, base_directory)
+        graphs = [workflow.with_prompt(self._graph, self._node, text, self._host.define) for text in prompts] or [self._graph]
         decoder = workflow.find_decoder(self._graph, self._node)
         self._vae = None if decoder is None else self._host.evaluate(self._graph, decoder, ("vae",))["vae"]
         # One for each prompt; what they have in common was computed once.
@@ -167,7 +171,7 @@ class ComfyBackend(BatchedBackend):
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FlexiError(f"{folder} cannot be made ({error.strerror or error}); give --out") from error
-        return folder / f"{re.sub(r'[^A-Za-z0-9_.+=-]+', '_', self._spec['name'])}_{speedup:g}x.json"
+        return folder / f"{file_stem(self._spec['name'])}_{speedup:g}x.json"
 
     @torch.inference_mode()
     def pictures(self, latents: torch.Tensor) -> torch.Tensor:
@@ -314,6 +318,12 @@ class ComfyBackend(BatchedBackend):
         kept = {name: inputs[name] for name in ("model", "cfg", "positive", "negative", "latent_image")}
         sampler = comfy.samplers.sampler_object(inputs["sampler_name"])
         return "SamplerCustom", {**kept, "add_noise": inputs["add_noise"] == "enable", "sampler": sampler, "sigmas": sigmas}
+
+
+def file_stem(name: str) -> str:
+    """Return a name for files: letters of any script and a few signs; where others are left out, a digest keeps it apart."""
+    stem = re.sub(r"[^\w.+=-]+", "_", name)
+    return stem if stem == name else f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def resampled(sigmas: torch.Tensor, steps: int) -> torch.Tensor:

@@ -107,6 +107,25 @@ class ComfyHost:
             raise FlexiError(f"there is no {name!r} in models/{folder}; there are: {_shortened(known)}")
         return path
 
+    def define(self, kind: str) -> dict[str, Any] | None:
+        """Return the definition of a node class, as the server's /object_info gives it; None where there is none."""
+        cls = self._nodes.NODE_CLASS_MAPPINGS.get(kind)
+        if cls is None:
+            return None
+        if hasattr(cls, "GET_NODE_INFO_V1"):
+            return cls.GET_NODE_INFO_V1()
+        inputs = cls.INPUT_TYPES()
+        return {"input": inputs, "input_order": {part: list(names) for part, names in inputs.items()}}
+
+    def options(self, kind: str, key: str) -> list:
+        """Return what may be chosen for an input of a node class; empty where it is no choice, or is not known."""
+        for part in ((self.define(kind) or {}).get("input") or {}).values():
+            spec = part.get(key)
+            if spec:
+                chosen = spec[0] if isinstance(spec[0], list | tuple) else (spec[1:] or [{}])[0].get("options")
+                return list(chosen or ())
+        return []
+
     def evaluate(self, graph: Graph, node: str, only: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Return the inputs of a node, computed by the host's own executor from everything upstream of them.
 

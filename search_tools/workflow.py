@@ -1,14 +1,16 @@
-"""An API-format workflow as a graph: its sampling node, what lies upstream of it, the text of its prompt."""
+"""A workflow as a graph, which is its API form: its sampling node, what lies upstream of it, the text of its prompt."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flexi_core.errors import FlexiError
+
+from .saved_workflow import Define
 
 Graph = dict[str, dict[str, Any]]  # by node id: "class_type" and "inputs", whose links are [node id, output]
 
@@ -17,46 +19,65 @@ SEEDS = {"KSampler": "seed", "KSamplerAdvanced": "noise_seed", "SamplerCustom": 
 _DECODING = ("VAEDecode", "VAEDecodeTiled")
 # What the text encoders of the host and of most packs call their prompt.
 _TEXTS = ("text", "caption", "prompt", "text_g", "text_l", "clip_l", "clip_g", "t5xxl", "llama")
+_STRINGS = ("value", "string", *_TEXTS)  # and what nodes that only hold a text call it
+_HEARD = ("CONDITIONING", "GUIDER")  # types of the links that a prompt goes by to the sampler
 _MAX_BYTES = 64 * 2**20
 
 
-def read_graph(path: Path) -> Graph:
-    """Return the graph of an API-format workflow file.
+def read_workflow(path: Path) -> dict[str, Any]:
+    """Return what is in a workflow file: an API form, or what the page saves.
 
     Raises:
-        FlexiError: it cannot be read, is a saved workflow and not its API form, or is no workflow.
+        FlexiError: it cannot be read, or is no JSON object.
     """
+    wanted = "give a workflow that the page saved, or its API form"
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise FlexiError(f"{path}: larger than {_MAX_BYTES >> 20} MiB; give an API-format workflow")
-        data = json.loads(path.read_text(encoding="utf-8"))
+            raise FlexiError(f"{path}: larger than {_MAX_BYTES >> 20} MiB; {wanted}")
+        data = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a byte-order mark first
     except OSError as error:
-        raise FlexiError(f"{path}: cannot be read ({error.strerror or error}); give an API-format workflow") from error
-    except ValueError as error:
-        raise FlexiError(f"{path}: not JSON ({error}); give an API-format workflow") from error
-    try:
-        return checked(data)
-    except FlexiError as error:
-        raise FlexiError(f"{path}: {error}") from error
+        raise FlexiError(f"{path}: cannot be read ({error.strerror or error}); {wanted}") from error
+    except (ValueError, RecursionError) as error:
+        raise FlexiError(f"{path}: not JSON ({error}); {wanted}") from error
+    if not isinstance(data, dict):
+        raise FlexiError(f"{path}: not a workflow, which is an object of nodes; {wanted}")
+    return data
 
 
 def checked(data: Any) -> Graph:
-    """Return a graph, if it is one; what was posted to a server is unwrapped.
+    """Return a graph, if it is one; what was posted to a server is unwrapped, ids and numbers of outputs are made alike.
 
     Raises:
         FlexiError: it is none.
     """
-    if isinstance(data, dict) and isinstance(data.get("nodes"), list):
-        raise FlexiError("this is a saved workflow, not its API form; export it with Save (API) (menu: Workflow, Export (API))")
     if isinstance(data, dict) and isinstance(data.get("prompt"), dict):
         data = data["prompt"]
-    if not isinstance(data, dict) or not data or not all(_is_node(node) for node in data.values()):
+    if not isinstance(data, dict) or not data or not any(_is_node(node) for node in data.values()):
         raise FlexiError("not an API-format workflow: expected nodes by id, each with class_type and inputs")
     for name, node in data.items():
-        for key, (origin, _) in _links(node):
-            if origin not in data:
-                raise FlexiError(f"the input {key} of node {name} comes from node {origin}, which is not in the workflow")
-    return data
+        if not _is_node(node):
+            title = node.get("_meta", {}).get("title") if isinstance(node, dict) else None
+            named = f"node {name}" + (f" ({title})" if title else "")
+            raise FlexiError(f"{named} has no class_type and inputs; export the workflow again")
+    return {
+        name: {**node, "inputs": {key: _alike(value) for key, value in node["inputs"].items()}} for name, node in data.items()
+    }
+
+
+def unmarked(graph: Graph, sampler: str) -> Graph:
+    """Return a graph without what makes no difference to a search: titles, and the seeds that each sample has of its own."""
+    noise = graph[sampler]["inputs"].get("noise")
+    seeded = {sampler, *([noise[0]] if _link(noise) else [])}
+    return {
+        name: {
+            "class_type": node["class_type"],
+            "inputs": {
+                key: 0 if name in seeded and key in SEEDS.values() and not _link(value) else value
+                for key, value in node["inputs"].items()
+            },
+        }
+        for name, node in graph.items()
+    }
 
 
 def find_sampler(graph: Graph, node: str | None = None) -> str:
@@ -79,13 +100,20 @@ def find_sampler(graph: Graph, node: str | None = None) -> str:
 
 
 def upstream(graph: Graph, node: str) -> Graph:
-    """Return a node with everything that it is made from."""
+    """Return a node with everything that it is made from.
+
+    Raises:
+        FlexiError: some of that is not in the graph.
+    """
     kept, waiting = {}, [node]
     while waiting:
         name = waiting.pop()
         if name not in kept:
             kept[name] = graph[name]
-            waiting += [origin for _, (origin, _) in _links(graph[name])]
+            for key, (origin, _) in _links(graph[name]):
+                if origin not in graph:
+                    raise FlexiError(f"the input {key} of node {name} comes from node {origin}, which is not in the workflow")
+                waiting.append(origin)
     return kept
 
 
@@ -113,31 +141,73 @@ def reduced(graph: Graph, sampler: str) -> Graph:
     return {**kept, **upstream(graph, vae[0]), decoder: node}
 
 
-def find_texts(graph: Graph, sampler: str) -> tuple[str, tuple[str, ...]]:
+def find_texts(graph: Graph, sampler: str, define: Define = lambda kind: None) -> tuple[str, tuple[str, ...]]:
     """Return the node that holds the positive prompt of a sampling node, and the names of its texts.
 
+    The way goes from the sampling node by guider and conditioning alone, and from a text encoder to where its text comes from.
+
+    Args:
+        graph: with everything upstream of the sampling node.
+        sampler: its id.
+        define: the host's definition of a node class; without it every way but the negative one is gone.
+
     Raises:
-        FlexiError: nothing upstream of the positive conditioning has a text of its own.
+        FlexiError: no text is found on that way.
     """
     start = graph[sampler]["inputs"].get("guider") or graph[sampler]["inputs"].get("positive")
     seen, level = set(), [start[0]] if _link(start) else []
     while level:
         for name in level:
-            texts = tuple(key for key in _TEXTS if isinstance(graph[name]["inputs"].get(key), str))
+            inputs = graph[name]["inputs"]
+            texts = tuple(key for key in _TEXTS if isinstance(inputs.get(key), str))
             if texts:
                 return name, texts
+            if told := next((inputs[key][0] for key in _TEXTS if _link(inputs.get(key))), None):
+                return _text_behind(graph, told, sampler)
         seen.update(level)
-        level = [origin for name in level for origin in _towards_prompt(graph[name]) if origin not in seen]
+        level = [origin for name in level for origin in _towards_prompt(graph[name], define) if origin not in seen]
     raise FlexiError(
         f"no node with a text of its own ({', '.join(_TEXTS)}) leads to the positive conditioning of node {sampler}; "
         "type the prompt into the text node, or search without --prompts"
     )
 
 
-def with_prompt(graph: Graph, sampler: str, prompt: str) -> Graph:
-    """Return a graph with another positive prompt."""
-    name, texts = find_texts(graph, sampler)
+def _text_behind(graph: Graph, name: str, sampler: str) -> tuple[str, tuple[str, ...]]:
+    """Return the node that a text comes from, which only holds it, and the name of its text."""
+    inputs = graph[name]["inputs"]
+    texts = [key for key in _STRINGS if isinstance(inputs.get(key), str)]
+    if len(texts) == 1 and not any(True for _ in _links(graph[name])):
+        return name, tuple(texts)
+    raise FlexiError(
+        f"the prompt of node {sampler} is made by node {name} ({_named(graph[name])}); "
+        "type it into the text node itself, or search without --prompts"
+    )
+
+
+def with_prompt(graph: Graph, sampler: str, prompt: str, define: Define = lambda kind: None) -> Graph:
+    """Return a graph with another positive prompt; see `find_texts`."""
+    name, texts = find_texts(graph, sampler, define)
     return {**graph, name: {**graph[name], "inputs": {**graph[name]["inputs"], **dict.fromkeys(texts, prompt)}}}
+
+
+def with_paths(graph: Graph, options: Callable[[str, str], list]) -> Graph:
+    """Return a graph whose names of files are written as this machine writes them: SDXL\\a.safetensors is SDXL/a.safetensors.
+
+    Args:
+        graph: from any machine.
+        options: what may be chosen for a node class and an input; empty where that is not a choice.
+    """
+
+    def here(kind: str, key: str, value: Any) -> Any:
+        if not isinstance(value, str) or not {"/", "\\"} & {*value}:
+            return value
+        known = options(kind, key)
+        return next((each for each in (value, value.replace("\\", "/"), value.replace("/", "\\")) if each in known), value)
+
+    return {
+        name: {**node, "inputs": {key: here(node["class_type"], key, value) for key, value in node["inputs"].items()}}
+        for name, node in graph.items()
+    }
 
 
 def find_value(graph: Graph, node: str, key: str) -> Any:
@@ -155,13 +225,8 @@ def find_value(graph: Graph, node: str, key: str) -> Any:
 
 def digest(graph: Graph, sampler: str) -> str:
     """Return a digest of everything upstream of a sampling node but its seed, which each sample has of its own."""
-    noise = graph[sampler]["inputs"].get("noise")
-    seeded = {sampler, *([noise[0]] if _link(noise) else [])}
-    plain = {
-        name: [node["class_type"], {k: v for k, v in node["inputs"].items() if name not in seeded or k not in SEEDS.values()}]
-        for name, node in upstream(graph, sampler).items()
-    }
-    return f"sha256:{hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]}"
+    plain = [[name, node["class_type"], node["inputs"]] for name, node in unmarked(upstream(graph, sampler), sampler).items()]
+    return f"sha256:{hashlib.sha256(json.dumps(sorted(plain), sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def text_to_image(
@@ -209,7 +274,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         FlexiError: it cannot be read, or has none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise FlexiError(f"{path}: cannot be read ({error}); give a text file with one prompt in each line") from error
     prompts = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
@@ -230,12 +295,22 @@ def _links(node: Mapping[str, Any]) -> Iterator[tuple[str, list]]:
     return ((key, value) for key, value in node["inputs"].items() if _link(value))
 
 
-def _towards_prompt(node: Mapping[str, Any]) -> list[str]:
+def _alike(value: Any) -> Any:
+    """Return a link as [text, whole number], and anything else as it is."""
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int) and isinstance(value[1], int | float):
+        return [str(value[0]), int(value[1])] if value[1] == int(value[1]) else value
+    return value
+
+
+def _towards_prompt(node: Mapping[str, Any], define: Define) -> list[str]:
     """Return where a node's positive conditioning comes from: its own input of that name, else any but the negative one."""
     links = dict(_links(node))
     if "positive" in links:
         return [links["positive"][0]]
-    return [origin for key, (origin, _) in links.items() if key != "negative"]
+    types = {}
+    for part in ((define(node["class_type"]) or {}).get("input") or {}).values():
+        types |= {key: spec[0] for key, spec in part.items() if isinstance(spec, list | tuple) and spec}
+    return [origin for key, (origin, _) in links.items() if key != "negative" and types.get(key, _HEARD[0]) in _HEARD]
 
 
 def _named(node: Mapping[str, Any]) -> str:

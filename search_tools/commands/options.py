@@ -36,7 +36,10 @@ Size = Annotated[
 ]
 ComfyUI = Annotated[Path | None, typer.Option("--comfyui", help="Folder of a ComfyUI: search for a run of its own.")]
 WorkflowFile = Annotated[
-    Path | None, typer.Option("--workflow", help="API-format workflow; its sampling node with all its settings is the teacher.")
+    Path | None,
+    typer.Option(
+        "--workflow", help="A saved workflow, or its API form; its sampling node with all its settings is the teacher."
+    ),
 ]
 NodeId = Annotated[str | None, typer.Option("--node", help="Id of the sampling node, where the workflow has several.")]
 PromptsFile = Annotated[
@@ -85,7 +88,7 @@ class HostChoice:
             raise FlexiError(f"{', '.join(given)}: for a run in ComfyUI; give its folder with --comfyui")
         if given and (self.workflow is None) == (self.checkpoint is None):
             raise FlexiError(
-                "--comfyui needs either --workflow, an API-format file, or --checkpoint, a name in models/checkpoints"
+                "--comfyui needs either --workflow, a workflow's file, or --checkpoint, a name in models/checkpoints"
             )
 
     def open(self, sampler: str, scheduler: str, steps: int, cfg: float | None, size: str | None) -> Backend:
@@ -96,7 +99,7 @@ class HostChoice:
         if self.workflow is not None:
             if size is not None:
                 raise FlexiError("--size goes with --checkpoint or --unet; a workflow has its own")
-            graph, name = workflow.read_graph(self.workflow), self.workflow.stem
+            graph, name = workflow.read_workflow(self.workflow), self.workflow.stem
         else:
             width, height = _width_and_height(size or "512x512")
             graph = workflow.text_to_image(

@@ -29,6 +29,8 @@ from typing import Any
 import pytest
 import torch
 
+from search_tools.saved_workflow import to_api
+
 PACK = Path(__file__).resolve().parents[2]
 STANDIN = Path(__file__).parent / "standin"
 CAPTION = "a large red circle at the center on a navy background"
@@ -358,24 +360,9 @@ class Server:
             return error.code, json.load(error)
 
     def api_form(self, workflow: dict[str, Any]) -> dict[str, Any]:
-        """Return the API form of a saved workflow, as the page makes it; notes and other page-only nodes fall out."""
+        """Return the API form of a saved workflow; notes and other page-only nodes fall out."""
         known = self.get("/object_info")
-        origins = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-        graph = {}
-        for node in workflow["nodes"]:
-            if node["type"] not in known:
-                continue
-            values, inputs = list(node.get("widgets_values") or []), {}
-            for entry in node["inputs"]:
-                if "widget" in entry:
-                    inputs[entry["name"]] = values.pop(0)
-                    if entry["name"] == "seed":
-                        values.pop(0)  # the page's own "control after generate"
-                if entry.get("link") is not None:
-                    inputs[entry["name"]] = origins[entry["link"]]
-            assert not values, f"{node['type']} has more values than inputs: {values}"
-            graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
-        return graph
+        return {name: node for name, node in to_api(workflow, known.get).items() if node["class_type"] in known}
 
     def run(self, graph: dict[str, Any], limit_s: float = 180) -> dict[str, Any]:
         """Queue a graph, wait for its end, and return its history entry."""
