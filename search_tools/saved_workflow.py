@@ -319,7 +319,8 @@ class _Converter:
                     self._read(values, chosen["inputs"], waiting, taken, f"{prefix}{name}.")
                 continue
             rolled = kind == "INT" and name in _SEEDS and not prefix
-            page_only = [rolled or options.get("control_after_generate"), any(options.get(each) for each in _UPLOADS)]
+            uploads = kind == "COMBO" and any(options.get(each) for each in _UPLOADS)
+            page_only = [rolled or options.get("control_after_generate"), uploads]
             for _ in range(sum(map(bool, page_only))):
                 value = next(waiting, _MISSING)
                 taken += [] if value is _MISSING else [value]
