@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -101,10 +102,13 @@ class ComfyBackend(BatchedBackend):
         self._inputs = [_first_item(self._host.evaluate(each, self._node)) for each in graphs]
         from flexi_core import host  # it imports the host, which is there only now
 
-        self._apply_schedule = host.apply_schedule
+        self._apply_schedule, self._packed = host.apply_schedule, host.packed
         self.sigmas, self._run_sampler, self._probe, latent = self._measure()
         self.settings = TeacherSettings(self._sampler, self._scheduler, len(self.sigmas) - 1, self._cfg)
-        self._latent_shape = tuple(latent.shape[1:])
+        # Latents of several streams, as of pictures and sound, are packed into one; people look at the first stream.
+        streams = self._inputs[0]["latent_image"]["samples"]
+        self._packs = bool(getattr(streams, "is_nested", False))
+        self._latent_shape = tuple((streams.unbind()[0] if self._packs else latent).shape[1:])
         self.features = self._features(clip_vision, latent)
         made_from = [_without_seed(each) for each in self._inputs], str(self._model.load_device)
         self._store = TeacherStore(self.settings, {**self.identity, "inputs": _digest(made_from)[:16]}, store_folder)
@@ -176,11 +180,18 @@ class ComfyBackend(BatchedBackend):
     @torch.inference_mode()
     def pictures(self, latents: torch.Tensor) -> torch.Tensor:
         """Return what people look at [N, C, H, W], -1..1: decoded where the workflow decodes, of a film the middle frame."""
+        latents = self._first_stream(latents)
         if self._vae is None:
             return latents
         images = torch.cat([self._vae.decode(row[None]).cpu() for row in latents])  # [N, (T,) H, W, C]
         images = images[:, images.shape[1] // 2] if images.ndim == 5 else images
         return images.movedim(-1, 1) * 2 - 1
+
+    def _first_stream(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the first stream of packed latents [N, C, ...]; others as they are."""
+        if not self._packs:
+            return latents
+        return latents[:, 0, : math.prod(self._latent_shape)].reshape(-1, *self._latent_shape)
 
     @property
     def _model(self) -> Any:
@@ -221,11 +232,13 @@ class ComfyBackend(BatchedBackend):
         return [[entry.get("cross_attn"), entry] for entry in entries]
 
     def _features(self, clip_vision: str | None, latent: torch.Tensor) -> Features:
-        from .comfyui_features import ClipVisionFeatures, features_of
+        from .comfyui_features import ClipVisionFeatures, PooledLatents, features_of
 
         if clip_vision is not None:
             path = self._host.find_model("clip_vision", clip_vision)
             return ClipVisionFeatures(path, clip_vision, self.pictures)
+        if self._packs:  # the network is not asked: what is packed how, only a whole run says
+            return PooledLatents(self._first_stream)
         # A schedule that the workflow's own graph puts on the model is none of the features' business.
         model, _ = self._apply_schedule(self._model, all_full(1))
         return features_of(model, self._conditioning(), latent)
@@ -302,7 +315,7 @@ class ComfyBackend(BatchedBackend):
             values |= {"guider": guider, "noise": noise}
         else:
             values |= {"model": model, workflow.SEEDS[kind]: seed}
-        return self._host.call(kind, values, progress)[0]["samples"].detach().cpu()
+        return self._packed(self._host.call(kind, values, progress)[0]["samples"]).detach().cpu()
 
     def _with_steps(self, inputs: Mapping[str, Any], steps: int) -> tuple[str, dict[str, Any]]:
         """Return the class and the inputs of a node that samples the same run in another number of steps."""
@@ -371,6 +384,8 @@ def _digest(value: Any) -> str:
                 waiting += [part for key in sorted(value, key=str) for part in (str(key), value[key])]
             elif isinstance(value, list | tuple):
                 waiting += value
+            elif getattr(value, "is_nested", False):
+                waiting += value.unbind()
             elif hasattr(value, "original_conds"):  # a guider
                 waiting += [value.original_conds, getattr(value, "cfg", None)]
     return digest.hexdigest()

@@ -100,7 +100,11 @@ class PooledLatents:
 
     name = f"latents, averaged to {_POOLED}x{_POOLED}"
 
+    def __init__(self, planes: Callable[[torch.Tensor], torch.Tensor] = lambda latents: latents) -> None:
+        self._planes = planes  # of latents
+
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        latents = self._planes(latents)
         planes = latents.flatten(1, -3) if latents.ndim > 3 else latents[:, None]
         return torch.nn.functional.adaptive_avg_pool2d(planes.float(), _POOLED).flatten(1)
 

@@ -49,18 +49,41 @@ class Words:
 
 class SmallSdxl:
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "load", "test"
+    TYPE, NETWORK = "SDXL", SDXL
 
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {}}
 
     def load(self):
-        inner, cpu = comfy.supported_models.SDXL(SDXL).get_model({}, device=torch.device("cpu")), torch.device("cpu")
+        config, cpu = getattr(comfy.supported_models, self.TYPE)(self.NETWORK), torch.device("cpu")
+        inner = config.get_model({}, device=cpu)
         rng = torch.Generator().manual_seed(0)
         for name, value in inner.diffusion_model.named_parameters():
             drawn = torch.randn(value.shape, generator=rng)
             value.data.copy_(drawn * value[0].numel() ** -0.5 if value.ndim > 1 else drawn * 0.1 + name.endswith("weight"))
         return (comfy.model_patcher.ModelPatcher(inner.eval(), load_device=cpu, offload_device=cpu),)
+
+
+class SmallLtx(SmallSdxl):
+    TYPE = "LTXAV"
+    NETWORK = {"num_layers": 4, "attention_head_dim": 32, "num_attention_heads": 2, "cross_attention_dim": 64,
+               "audio_attention_head_dim": 16, "audio_num_attention_heads": 2, "audio_cross_attention_dim": 32,
+               "caption_channels": 32, "connector_attention_head_dim": 16, "connector_num_attention_heads": 2,
+               "dtype": torch.float32}
+
+
+class PicturesAndSound:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "make", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def make(self):
+        from comfy.nested_tensor import NestedTensor
+
+        return ({"samples": NestedTensor([torch.zeros(1, 128, 2, 4, 4), torch.zeros(1, 8, 6, 16)])},)
 
 
 class Broken(Words):
@@ -81,7 +104,8 @@ class Lora:
         return (model,)
 
 
-NODE_CLASS_MAPPINGS = {"TestLora": Lora, "TestWords": Words, "TestSmallSdxl": SmallSdxl, "TestBroken": Broken}
+NODE_CLASS_MAPPINGS = {"TestLora": Lora, "TestWords": Words, "TestSmallSdxl": SmallSdxl, "TestBroken": Broken,
+                       "TestSmallLtx": SmallLtx, "TestPicturesAndSound": PicturesAndSound}
 """
 
 
@@ -445,6 +469,51 @@ def test_checkpoint_is_searched_without_a_workflow(host, base, checkout, generat
     missing = HostChoice(checkout, base_directory=base, checkpoint="gone.safetensors")
     with pytest.raises(FlexiError, match=r"node 1 \(CheckpointLoaderSimple\): Value not in list: ckpt_name: 'gone"):
         missing.open("euler", "normal", 3, None, None)
+
+
+def test_latents_of_pictures_and_sound_are_searched_for(host, opened):
+    import comfy.supported_models
+
+    if not hasattr(comfy.supported_models, "LTXAV"):
+        pytest.skip("this host has no LTXAV")
+    words = lambda text: a_node("TestWords", text=text, width=64)  # noqa: E731 (a value)
+    backend = opened(sampled(a_node("TestSmallLtx"), words, a_node("TestPicturesAndSound")))
+    assert backend.identity["size"] == [4, 4]
+    teacher = backend.teacher(0, 2)
+    assert teacher.shape == (2, 1, 128 * 2 * 4 * 4 + 8 * 6 * 16)
+    assert torch.equal(backend.sample(Schedule.parse(f"{STEPS}*(F)"), 0, 2).latents, teacher)
+    assert backend.pictures(teacher).shape == (2, 128, 2, 4, 4)
+    assert not torch.equal(*backend.features(teacher)) and len(backend.features(teacher)) == 2
+    mixed = backend.sample(MIXED, 0, 2)
+    assert mixed.latents.isfinite().all() and not torch.equal(mixed.latents, teacher)
+
+
+def saved_form(graph):
+    """Return an API-format workflow as the page would save it, its values by position."""
+    import nodes
+
+    links, saved = [], []
+    for name, node in graph.items():
+        types = nodes.NODE_CLASS_MAPPINGS[node["class_type"]].INPUT_TYPES()
+        order = [key for part in ("required", "optional") for key in types.get(part, {})]
+        values, inputs = [], []
+        for key in sorted(node["inputs"], key=order.index):
+            value = node["inputs"][key]
+            if isinstance(value, list):
+                links.append([len(links) + 1, int(value[0]), value[1], int(name), len(inputs), "*"])
+                inputs.append({"name": key, "type": "*", "link": len(links)})
+            else:
+                values += [value, "randomize"] if key in ("seed", "noise_seed") else [value]
+        saved.append({"id": int(name), "type": node["class_type"], "mode": 0, "inputs": inputs, "widgets_values": values})
+    return {"nodes": saved, "links": links, "version": 0.4}
+
+
+def test_a_saved_workflow_is_the_same_run_as_its_api_form(opened, plain):
+    backend = opened(saved_form(demo()))
+    assert backend.identity == plain.identity and backend.spec == plain.spec
+    assert torch.equal(backend.sample(MIXED, 3, 1).latents, plain.sample(MIXED, 3, 1).latents)
+    rolled = opened(demo(seed=12345))
+    assert rolled.spec == plain.spec
 
 
 SAVED = {"nodes": [{"id": 1, "type": "KSampler"}], "links": [], "version": 0.4}
