@@ -34,7 +34,7 @@ from .errors import FlexiError, ScheduleError
 from .extrapolation import Observer
 from .fingerprint import architecture_fingerprint, weights_fingerprint
 from .graphs import keep_outside, outside_graphs
-from .plan import Plan, between_ends, check_levels, make_plan, same_grid
+from .plan import Plan, between_ends, check_levels, make_plan, same_grid, window_of
 from .presets import Preset, is_served
 from .replay import Replay
 from .report import RunReport
@@ -241,7 +241,9 @@ class _OuterSample:
             if traits is None:
                 return _stood_down(f"{solve.name} could not be tried, so what its skipped steps need is unknown")
             words += _advice(schedule, traits)
-        grid = _grid_mismatches(schedule, levels)
+        top = getattr(guider.model_patcher.get_model_object("model_sampling"), "sigma_max", None)
+        top = None if top is None else float(top)
+        grid = _grid_mismatches(schedule, levels, top)
         others = [
             *_teacher_mismatches(schedule, guider.model_patcher, solve.name),
             *_setting_mismatches(schedule, getattr(guider, "cfg", None), shape),
@@ -254,7 +256,7 @@ class _OuterSample:
             )
         if differences and self.on_mismatch == "off":
             return _Laid(None, notes=(*_other_run(differences), "The schedule is off, as on_mismatch asks."))
-        plan = make_plan(schedule, levels, traits or PLAIN)
+        plan = make_plan(schedule, levels, traits or PLAIN, top)
         if plan.lost:
             # A preset's own words say what to do.
             advice = "" if resolved else f" Use Flexi Preset, or a schedule for {len(levels) - 1} steps."
@@ -354,8 +356,13 @@ def _other_run(differences: Sequence[str]) -> list[str]:
     return [f"Made for another run: {difference}." for difference in differences]
 
 
-def _grid_mismatches(schedule: Schedule, sigmas: Sequence[float]) -> list[str]:
-    """Return in words how a run's noise levels [n + 1] differ from those that a schedule was made for."""
+def _grid_mismatches(schedule: Schedule, sigmas: Sequence[float], top: float | None) -> list[str]:
+    """Return in words how a run's noise levels [n + 1] differ from those that a schedule was made for.
+
+    A window of such a run does not; `top` is the model's highest noise level.
+    """
+    if window_of(schedule, sigmas, top) is not None:
+        return []
     if len(sigmas) - 1 != len(schedule):
         return [f"the schedule has {len(schedule)} steps, the run {len(sigmas) - 1}"]
     if schedule.teacher_sigmas is not None and not same_grid(schedule.teacher_sigmas, sigmas):

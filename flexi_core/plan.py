@@ -18,6 +18,7 @@ from .errors import ScheduleError
 from .sampler import PLAIN, SamplerTraits
 from .schedule import Schedule, Step, StepKind
 
+TOP_TOLERANCE = 1e-3  # of a model's top noise level: a run that begins below it is a window
 # Samplers that convert sigma to their own time and back return it with rounding noise of this relative size.
 SIGMA_TOLERANCE = 1e-4
 
@@ -98,17 +99,19 @@ class Plan:
         return own or next((step.depth for step in partial if 0 < step.segment - segment <= step.forecast), None)
 
 
-def make_plan(schedule: Schedule, sigmas: Sequence[float], sampler: SamplerTraits = PLAIN) -> Plan:
+def make_plan(schedule: Schedule, sigmas: Sequence[float], sampler: SamplerTraits = PLAIN, top: float | None = None) -> Plan:
     """Lay a schedule over a run.
 
-    With the teacher's sigma grid in the schedule's file, steps correspond by noise level (nearest in log sigma); without
-    it, by position in the run. The first run step of every segment is full. The schedule's own noise levels take the place
+    A window of a longer run takes its own stretch of the schedule (see `window_of`). With the teacher's sigma grid in the
+    schedule's file, steps correspond by noise level (nearest in log sigma); without it, by position in the run. The first run
+    step of every segment is full. The schedule's own noise levels take the place
     of the run's where they fit it: as many steps, on the teacher's grid where that is known, between the same ends.
 
     Args:
         schedule: of any length.
         sigmas: the run's noise levels [n + 1], strictly descending, the last >= 0.
         sampler: what the run's sampler does.
+        top: the model's highest noise level, where it is known.
 
     Raises:
         ScheduleError: the run has no step, or its sigmas do not fall.
@@ -123,7 +126,11 @@ def make_plan(schedule: Schedule, sigmas: Sequence[float], sampler: SamplerTrait
         if (moved := between_ends(schedule.sigmas, sigmas)) is not None:
             return Plan(moved, steps, rule, moved=True)
         return Plan(sigmas, steps, rule, "noise levels are left out, the run begins or ends elsewhere")
-    if grid is not None:
+    window = window_of(schedule, sigmas, top)
+    if window is not None:
+        sources = list(range(window, window + n))
+        mapping = f"the run is a window: it takes steps {window + 1} to {window + n} of the schedule's {len(steps)}"
+    elif grid is not None:
         logs = [math.log(max(s, 1e-8)) for s in (schedule.sigmas or grid)[:-1]]
         sources = [min(range(len(logs)), key=lambda i: abs(logs[i] - math.log(max(s, 1e-8)))) for s in sigmas[:-1]]
         mapping = f"{len(steps)} steps mapped to {n} by noise level"
@@ -140,9 +147,35 @@ def make_plan(schedule: Schedule, sigmas: Sequence[float], sampler: SamplerTrait
         mapped.append(Step(StepKind.FULL, None, step.segment) if opens and not reuses else step)
         previous = step.segment
     lost = ""
-    if all(step.kind is StepKind.FULL for step in mapped) and not schedule.is_all_full:
+    if window is None and all(step.kind is StepKind.FULL for step in mapped) and not schedule.is_all_full:
         lost = f"This schedule saves nothing here: made for {len(steps)} steps, laid over {n}, every step is computed."
     return Plan(sigmas, tuple(mapped), rule, mapping, lost=lost)
+
+
+def window_of(schedule: Schedule, sigmas: Sequence[float], top: float | None) -> int | None:
+    """Return the number of the schedule's step that a run begins with which is a window of a longer one; None where it is none.
+
+    With the teacher's sigma grid in the schedule's file, a window is a run on a stretch of that grid. Without it, one that does
+    not begin at the model's top begins late, and one that does not end at 0 ends early; where both are so, it is taken from
+    the middle.
+
+    Args:
+        schedule: with more steps than the run.
+        sigmas: the run's noise levels [n + 1].
+        top: the model's highest noise level, where it is known.
+    """
+    n, grid = len(sigmas) - 1, schedule.teacher_sigmas
+    left = len(schedule) - n
+    if left <= 0:
+        return None
+    if grid is not None:
+        return next((i for i in range(left + 1) if same_grid(grid[i : i + n + 1], sigmas)), None)
+    if top is None:
+        return None
+    begins, ends = sigmas[0] >= top * (1 - TOP_TOLERANCE), sigmas[-1] == 0
+    if begins:
+        return None if ends else 0
+    return left if ends else left // 2
 
 
 def check_levels(sigmas: Sequence[float]) -> None:

@@ -77,9 +77,31 @@ def test_twice_the_steps_by_position_doubles_every_step():
 def test_with_a_grid_steps_are_mapped_by_noise_level():
     # The run covers the lower half of the schedule's noise levels only; by position it would begin with the first segment.
     sigmas = grid(8)
-    plan = make_plan(made_for("FFFF|FPXX@1", sigmas), sigmas[4:])
+    plan = make_plan(made_for("FFFF|FPXX@1", sigmas), [1.01 * sigma for sigma in sigmas[4:]])
     assert plan.letters == "FPXX"
     assert plan.mapping == "8 steps mapped to 4 by noise level"
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 4), (4, 8), (3, 8), (2, 6), (0, 8)])
+@pytest.mark.parametrize("with_grid", [True, False])
+def test_a_window_takes_its_own_stretch_of_the_schedule(start, stop, with_grid):
+    sigmas = grid(8)
+    whole = made_for("FF|FPX@1|FXX", sigmas) if with_grid else Schedule.parse("FF|FPX@1|FXX")
+    plan = make_plan(whole, sigmas[start : stop + 1], top=sigmas[0])
+    assert plan.letters == "F" + whole.letters[start + 1 : stop]
+    window = f"the run is a window: it takes steps {start + 1} to {stop} of the schedule's 8"
+    assert plan.mapping == ("" if stop - start == 8 else window)
+    assert not plan.lost
+
+
+def test_a_shorter_run_from_top_to_bottom_is_no_window():
+    sigmas = grid(4)
+    for schedule in (Schedule.parse("FF|FPX@1|FXX"), made_for("FF|FPX@1|FXX", grid(8))):
+        assert "mapped to 4" in make_plan(schedule, sigmas, top=sigmas[0]).mapping
+
+
+def test_without_the_models_top_nothing_is_taken_for_a_window():
+    assert "by position" in make_plan(Schedule.parse("FF|FPX@1|FXX"), grid(8)[:5]).mapping
 
 
 def test_a_noise_level_takes_the_nearest_step_in_log_sigma():

@@ -13,9 +13,10 @@ LONG = "F|FPPPPPPPPPPP@2|FPPX@2"  # 17: mapped to a window it still has partial 
 
 
 @pytest.fixture
-def planned():
-    """A function of (sigmas, text) that returns the letters of a schedule mapped to a run."""
-    return lambda sigmas, text=MIXED: make_plan(Schedule.parse(text), sigmas.tolist()).letters
+def planned(demo_model):
+    """A function of (sigmas, text) that returns the letters of a schedule mapped to a run of the embedded model."""
+    top = float(demo_model.get_model_object("model_sampling").sigma_max)
+    return lambda sigmas, text=MIXED: make_plan(Schedule.parse(text), sigmas.tolist(), top=top).letters
 
 
 @pytest.fixture

@@ -166,20 +166,49 @@ def test_dpm_adaptive_stands_down_with_a_sentence(host, demo_model, apply):
     assert "dpm_adaptive chooses its own noise levels" in str(handle.report)
 
 
-def test_window_of_ksampler_advanced_is_mapped(host, demo_model, apply):
+WINDOWS = "2*(F)|FPX@2|FX|2*(F)|2*(F)|FPX@2|F|FXX"  # 18: what step 10 begins needs nothing of the first half
+
+
+@pytest.mark.parametrize("on_mismatch", ["map", "refuse", "off"])
+@pytest.mark.parametrize("with_grid", [True, False])
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+def test_two_windows_of_ksampler_advanced_take_their_own_stretches_of_a_schedule(
+    host, demo_model, sampler, with_grid, on_mismatch
+):
+    from flexi_core import Schedule
+
+    def windows(first, second):
+        half = host.sample(first, sampler, 18, start_step=0, last_step=9, force_full_denoise=False)
+        nothing = torch.zeros(2, 3, 32, 32)
+        return host.sample(second, sampler, 18, noise=nothing, latent_image=half, start_step=9, disable_noise=True)
+
+    schedule = Schedule.parse(WINDOWS)
+    if with_grid:
+        schedule = schedule.with_info(teacher={"sigmas": host.sigmas(demo_model, "normal", 18).tolist()})
+    whole, _ = host.adapter.apply_schedule(demo_model, schedule)
+    first, early = host.adapter.apply_schedule(demo_model, schedule, on_mismatch)
+    second, late = host.adapter.apply_schedule(demo_model, schedule, on_mismatch)
+    made = windows(first, second)
+    letters = schedule.letters
+    assert (early.report.letters, late.report.letters) == (letters[:9], letters[9:])
+    assert "takes steps 1 to 9 of the schedule's 18" in str(early.report)
+    assert "takes steps 10 to 18 of the schedule's 18" in str(late.report)
+    apart = (windows(demo_model, demo_model) - host.sample(demo_model, sampler, 18)).abs().max()
+    assert (made - host.sample(whole, sampler, 18)).abs().max() <= 2 * apart + 1e-5
+    assert (made - windows(demo_model, demo_model)).abs().max() > 1e-4
+
+
+def test_a_window_of_the_middle_takes_the_middle_of_a_schedule(host, demo_model, apply):
     model, handle = apply(demo_model, MIXED)
-    half = host.sample(model, start_step=0, last_step=4, force_full_denoise=False)
-    rest = host.sample(model, noise=torch.zeros(2, 3, 32, 32), latent_image=half, start_step=4, last_step=8, disable_noise=True)
-    assert half.isfinite().all() and rest.isfinite().all()
-    assert len(handle.report.steps) == 4
-    assert "8 steps mapped to 4" in str(handle.report)
+    host.sample(model, start_step=2, last_step=6, force_full_denoise=False)
+    assert "takes steps 3 to 6 of the schedule's 8" in str(handle.report)
 
 
-def test_denoise_below_1_is_mapped(host, demo_model, apply):
+def test_denoise_below_1_takes_the_end_of_a_longer_schedule(host, demo_model, apply):
     model, handle = apply(demo_model, "F|FXX|FXX|FXX")
     picture = host.sample(demo_model)
     assert host.sample(model, steps=5, denoise=0.5, latent_image=picture).isfinite().all()
-    assert "10 steps mapped to 5" in str(handle.report)
+    assert "takes steps 6 to 10 of the schedule's 10" in str(handle.report) and handle.report.letters == "FXFXX"
 
 
 def test_file_with_a_sigma_grid_maps_a_window_by_noise_level(host, demo_model):
@@ -190,7 +219,7 @@ def test_file_with_a_sigma_grid_maps_a_window_by_noise_level(host, demo_model):
     model, handle = host.adapter.apply_schedule(demo_model, schedule)
     host.sample(model, start_step=4, last_step=8)
     assert handle.report.letters == "FXXX"
-    assert "by noise level" in str(handle.report)
+    assert "takes steps 5 to 8 of the schedule's 8" in str(handle.report)
 
 
 def test_mismatch_is_refused_when_asked(host, demo_model, apply):
