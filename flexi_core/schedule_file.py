@@ -37,7 +37,7 @@ def load_schedule(path: str | os.PathLike[str]) -> Schedule:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ScheduleError(f"{path}: {size / 2**20:.1f} MiB; a schedule file has at most {MAX_BYTES // 2**20} MiB")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ScheduleError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:

@@ -53,6 +53,12 @@ def test_a_file_is_its_schedule(tmp_path):
     assert schedule.teacher_sigmas == (14.6, 6, 2.5, 1.1, 0.03, 0.0)
 
 
+def test_a_byte_order_mark_before_the_text_does_not_matter(tmp_path):
+    marked = tmp_path / "a.json"
+    marked.write_bytes(b"\xef\xbb\xbf" + json.dumps(FILE).encode())
+    assert load_schedule(marked) == load_schedule(write(tmp_path / "b.json", FILE))
+
+
 def test_everything_survives_a_round_trip_unknown_keys_at_every_level_too(tmp_path):
     save_schedule(load_schedule(write(tmp_path / "a.json", FILE)), tmp_path / "b.json")
     assert json.loads((tmp_path / "b.json").read_text(encoding="utf-8")) == FILE
