@@ -258,8 +258,9 @@ class Run:
         """Return one cache key for each chunk of rows: whose conditioning it is, its shape, its context window.
 
         Area prompts give cond and uncond the same uuid, and guidance nodes and tiles ask for one conditioning several times
-        in an evaluation; the number of the occurrence in the evaluation tells such chunks apart. Empty when the call does
-        not say which rows belong to which conditioning.
+        in an evaluation; the number of the occurrence in the evaluation tells such chunks apart. It is counted over all
+        chunks of a call together, so that a tile of which one half alone runs does not move the other half of the next.
+        Empty when the call does not say which rows belong to which conditioning.
         """
         uuids = call.options.get("uuids") or [None]
         slots = call.options.get("cond_or_uncond") or [0] * len(uuids)
@@ -268,11 +269,15 @@ class Run:
         window = call.options.get("context_window")
         frames = tuple(getattr(window, "index_list", ()) or ())
         shape = (call.x.shape[0] // len(uuids), *call.x.shape[1:])
+        chunks = [(uuid, slot, shape, frames) for uuid, slot in zip(uuids, slots, strict=True)]
+        first = max(self._seen[chunk] for chunk in chunks)
+        here: Counter[Hashable] = Counter()
         keys = []
-        for uuid, slot in zip(uuids, slots, strict=True):
-            chunk = (uuid, slot, shape, frames)
-            keys.append((*chunk, self._seen[chunk]))
-            self._seen[chunk] += 1
+        for chunk in chunks:
+            keys.append((*chunk, first + here[chunk]))
+            here[chunk] += 1
+        for chunk in here:
+            self._seen[chunk] = first + max(here.values())
         return keys
 
     def _begin_evaluation(self, sigma: float) -> None:

@@ -58,6 +58,34 @@ def test_one_uuid_for_cond_and_uncond_still_makes_two_entries(unet, make_call):
     assert torch.equal(swapped, ask(plain, unet, make_call(slots=(0, 1), seed=1), 1))
 
 
+@pytest.mark.parametrize("order", [(1, 0), (0, 1)])
+def test_a_tile_of_which_one_half_runs_leaves_the_other_tiles_their_own(unet, make_call, order):
+    names = {1: "uncond", 0: "cond"}
+
+    def tile(number, slots=(1, 0)):
+        return make_call(slots=slots, uuids=tuple(names[slot] for slot in slots), seed=number)
+
+    def evaluate(run, calls, step):
+        made, sigma = [], run.plan.sigmas[step]
+
+        def compute():
+            made.extend(run.forward(unet, call, sigma, unet.forward) for call in calls)
+            return made[0]
+
+        run.predict(calls[0].x, sigma, compute)
+        return made
+
+    run, whole = start("FP@2"), start("FP@2")
+    for each in (run, whole):
+        evaluate(each, [tile(1), tile(2), tile(3)], 0)
+    _, *others = evaluate(run, [tile(1, (0,)), tile(2, order), tile(3, order)], 1)
+    _, *wanted = evaluate(whole, [tile(1, order), tile(2, order), tile(3, order)], 1)
+    assert not run.records[1].fallbacks
+    assert all(map(torch.equal, others, wanted))
+    if order == (1, 0):  # at its own input a partial step is the full one
+        torch.testing.assert_close(others[0], full(unet, tile(2)), rtol=1e-5, atol=1e-6)
+
+
 def test_one_prompt_twice_in_a_call_makes_two_entries(unet, make_call):
     run = start("FP@2")
     ask(run, unet, make_call(slots=(0, 0), uuids=("same", "same")), 0)
