@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-HOST_REQUIREMENTS := $(VENV)/host-requirements
+HOST_REQUIREMENTS := $(VENV)/host-requirements.txt
+CHECKOUTS := $(VENV)/host-checkouts
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 # Threads that spin while they wait make every other load on the machine many times slower.
@@ -19,14 +20,16 @@ demo: $(INSTALLED)
 	$(BIN)/flexi demo
 
 # A file's tests stay together, in one process of a thread each: what they share is made once. The tests in the host run in
-# every checkout that there is; where there is none they say so and are skipped.
-test: lint host
+# every checkout that there is, each with the packages that it asks for; where there is none they say so and are skipped.
+test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) --ignore tests/host
-	found=0; while read -r checkout; do \
-		found=1; echo "In $$checkout:"; \
-		OMP_NUM_THREADS=1 COMFYUI_PATH=$$checkout $(BIN)/pytest $(PARALLEL) tests/host || exit; \
-	done < <(tests/host/checkouts); \
-	if [ $$found = 0 ]; then $(BIN)/pytest -q tests/host; fi
+	tests/host/checkouts > $(CHECKOUTS)
+	set -e; while read -r checkout <&3; do \
+		echo "In $$checkout:"; \
+		$(MAKE) --no-print-directory host CHECKOUT="$$checkout"; \
+		OMP_NUM_THREADS=1 COMFYUI_PATH="$$checkout" $(BIN)/pytest $(PARALLEL) tests/host; \
+	done 3< $(CHECKOUTS)
+	if [ ! -s $(CHECKOUTS) ]; then $(BIN)/pytest -q -rs tests/host; fi
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
@@ -36,29 +39,27 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# What the ComfyUI checkouts need to be imported by tests/host: their own requirements without the CUDA-linked ones, and
-# requests, which older ones import and do not ask for. Installed again when they change; the newest version's last.
+# What a ComfyUI checkout (by default the oldest that is found) needs to be imported by tests/host: its own requirements without
+# the CUDA-linked ones, and requests, which older ones import and do not ask for. Installed again when they change.
 host: $(INSTALLED)
-	@set -e -o pipefail; \
-	tests/host/checkouts > $(HOST_REQUIREMENTS).checkouts; \
-	if [ ! -s $(HOST_REQUIREMENTS).checkouts ]; then \
+	@set -e; checkout="$(CHECKOUT)"; \
+	if [ -z "$$checkout" ]; then checkout=$$(tests/host/checkouts | head -n 1); fi; \
+	if [ -z "$$checkout" ]; then \
 		echo "No ComfyUI checkout in \$$COMFYUI_PATH, ~/comfy or ../..: the host tests will be skipped."; \
+		exit 0; \
 	fi; \
-	number=0; while read -r checkout; do \
-		number=$$((number + 1)); listed=$(HOST_REQUIREMENTS).$$number; \
-		{ grep -viE '^(torch|torchvision|torchaudio|spandrel)([^a-z]|$$)' "$$checkout/requirements.txt"; echo; echo requests; } \
-			> $$listed.new; \
-		if ! cmp -s $$listed.new $$listed; then \
-			echo "Installing what the ComfyUI checkout $$checkout needs."; \
-			$(BIN)/pip install -q -c constraints.txt -r $$listed.new; \
-			mv $$listed.new $$listed; \
-		fi; \
-	done < $(HOST_REQUIREMENTS).checkouts
+	{ grep -viE '^(torch|torchvision|torchaudio|spandrel)([^a-z]|$$)' "$$checkout/requirements.txt"; echo; echo requests; } \
+		> $(HOST_REQUIREMENTS).new; \
+	if ! cmp -s $(HOST_REQUIREMENTS).new $(HOST_REQUIREMENTS); then \
+		echo "Installing what the ComfyUI checkout $$checkout needs."; \
+		$(BIN)/pip install -q -c constraints.txt -r $(HOST_REQUIREMENTS).new; \
+		mv $(HOST_REQUIREMENTS).new $(HOST_REQUIREMENTS); \
+	fi
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -e '.[search,distributed,dev]'
-	rm -f $(HOST_REQUIREMENTS).*
+	rm -f $(HOST_REQUIREMENTS)
 	touch $@
 
 clean:

@@ -335,7 +335,7 @@ class ComfyBackend(BatchedBackend):
 
 def file_stem(name: str) -> str:
     """Return a name for files: letters of any script and a few signs; where others are left out, a digest keeps it apart."""
-    stem = re.sub(r"[^\w.+=-]+", "_", name)
+    stem = re.sub(r"[^\w .+=-]+", "_", name)
     return stem if stem == name else f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 

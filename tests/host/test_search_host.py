@@ -430,12 +430,12 @@ def test_search_writes_the_schedule_where_the_node_finds_it(flexi, base, node):
     found = flexi(demo(cfg=1.0, steps=4), "--speedup", 2, "--samples", 16, "--evaluations", 1, "--finalists", 0, "--json")
     assert found.exit_code == 0, found.output
     printed = json.loads(found.stdout)
-    path = base / "models" / "flexi_schedules" / "my_graph_2x.json"
+    path = base / "models" / "flexi_schedules" / "my graph_2x.json"
     assert printed["file"] == str(path)
     schedule = load_schedule(path)
     assert str(schedule) == printed["schedule"] and schedule.info["teacher"]["cfg"] == 1.0
     assert "middle block" in schedule.info["measured"]["features"]
-    shown = node("FlexiLoadSchedule").execute("my_graph_2x.json")
+    shown = node("FlexiLoadSchedule").execute("my graph_2x.json")
     assert shown.ui["flexi_steps"] == (schedule.letters,)
     (line,) = shown.ui["text"]
     assert line.startswith("made for 4 euler steps, normal, cfg 1, 16x16; 2.0x fewer MACs, ") and line.endswith(" dB")
@@ -572,3 +572,12 @@ def test_fresh_process_brings_the_host_up_and_says_what_is_missing(base, checkou
     assert done.returncode == 2 and done.stdout == ""
     assert "node 10 (VAELoader): Value not in list: vae_name: 'gone'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_names_of_results_are_kept_apart(host):
+    from search_tools.comfyui import file_stem
+
+    names = ["my graph", "my_graph", "猫", "犬", "a/b", "a\\b", "a:b", "?", "!", "Wan 2.2 (14B)"]
+    stems = [file_stem(name) for name in names]
+    assert len(set(stems)) == len(names) and stems[:4] == names[:4]
+    assert not any(sign in stem for stem in stems for sign in '/\\:?!<>|"')
