@@ -22,6 +22,7 @@ BlockKey = tuple[str, int]
 # What the hooks call the hidden states that blocks hand on; a stream may be a pair of tensors, as of pictures and sound.
 _STREAMS = ("img", "txt", "x")
 Stream = str | tuple[str, int]
+_COMPILED = "OptimizedModule"  # torch.compile's; newer hosts keep its graph whatever hooks there are
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class TransformerSteps:
         if self._shown is None:
             return ""
         count = len(self._shown.keys)
+        if not count and self._name == _COMPILED:
+            return "the compiled network does not ask for hooks of its blocks: it was compiled in a run without them"
         if not count:
             return f"{self._name} has no blocks that can be skipped: neither a U-Net's nor hooks for a transformer's"
         if depth >= count:
