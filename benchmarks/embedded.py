@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 from flexi_core import FlexiError, save_schedule
-from flexi_core.files import replace_file
+from flexi_core.files import write_text
 from flexi_core.replay import PredictionStore
 from search_tools.embedded import EmbeddedBackend
 from search_tools.fitness import Fitness, stages_to
@@ -83,8 +83,8 @@ def make_table(name: str, minutes: float, search_samples: int, samples: int, see
     for row, file in zip(rows[1:], FILES, strict=False):
         best = with_results(found[row.name], backend.identity, row, samples, studies[row.name], seed)
         save_schedule(best, BUNDLED / f"demo-{name}{file}.json")
-    _write(RESULTS / f"{name}.csv", _csv(rows))
-    _write(RESULTS / f"{name}.md", markdown(rows))
+    write_text(RESULTS / f"{name}.csv", _csv(rows))
+    write_text(RESULTS / f"{name}.md", markdown(rows))
     save_image_rows(RESULTS / f"{name}_images.png", pictures)
     title = f"{settings.steps} {settings.sampler} steps, {samples} unseen seeds"
     save_pareto(RESULTS / f"{name}.png", candidates, settings.steps, rows, judge.curves((1.5, 2, 3, 5, 8)), title)
@@ -125,11 +125,6 @@ def _csv(rows: list[Row]) -> str:
     writer.writeheader()
     writer.writerows(row.as_dict() for row in rows)
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

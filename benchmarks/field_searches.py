@@ -18,7 +18,7 @@ from embedded import search
 from rich.console import Console
 
 from flexi_core import FlexiError
-from flexi_core.files import replace_file
+from flexi_core.files import write_text
 from flexi_core.presets import Preset
 from flexi_core.replay import PredictionStore
 from search_tools.embedded import EmbeddedBackend
@@ -75,7 +75,7 @@ def main(
             known[key] = measure(settings, speedup, evaluations, samples, judged)
             found = {row["name"]: round(row["psnr_db"], 1) for row in known[key]["rows"]}
             _err.print(f"{key}: {found}", highlight=False)
-            _write(kept, json.dumps(known, indent=1) + "\n")
+            write_text(kept, json.dumps(known, indent=1) + "\n")
     page = [
         "# Searches under samplers that people use",
         "",
@@ -91,14 +91,8 @@ def main(
             read = f"{row['caption_accuracy']:.1%}"
             page.append(f"| {key} | {row['name']} | {row['speedup_macs']:.2f}x | {psnr} | {row['rfid']:.3g} | {read} |")
     page += ["", *(f"- {key}: `{measured['schedule']}`" for key, measured in known.items())]
-    _write(RESULTS / "field-searches.md", "\n".join(page) + "\n")
+    write_text(RESULTS / "field-searches.md", "\n".join(page) + "\n")
     print("\n".join(page))
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from scene_dit import scene_model
 from scene_host import SceneBackend, SceneModel, embedded_model, open_comfy
 
 from flexi_core import FlexiError, Schedule
-from flexi_core.files import replace_file
+from flexi_core.files import write_text
 from flexi_core.metrics import data_range, psnr_db
 from flexi_core.presets import FAMILY, at_places, full_steps
 from flexi_core.replay import PredictionStore
@@ -564,7 +564,7 @@ def main(
             kept = "/".join(offered(entries))
             said = f"{kind}; {setting}; {steps}: {leads}; offered {kept or 'none'}; {left:.0f} minutes left"
             _err.print(said, highlight=False, soft_wrap=True)
-            _write(trials, known)
+            write_text(trials, json.dumps(known, indent=1) + "\n")
     for _ in processes:
         jobs.put(None)
     for process in processes:
@@ -573,10 +573,9 @@ def main(
     for kind, setting, steps, entries in _cells(known, found):
         if kept := offered(entries):
             presets.setdefault(kind, {}).setdefault(setting, {})[steps] = kept
-    _write(out, presets)
+    write_text(out, json.dumps(presets, indent=1) + "\n")
     page = "\n".join(_page(known, found)) + "\n"
-    with replace_file(RESULTS / "presets.md") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(RESULTS / "presets.md", page)
     print(page)
 
 
@@ -598,12 +597,6 @@ def _cells(known: Mapping[str, Any], found: Iterable[str]) -> Iterator[tuple[str
             counts = known.get(kind, {}).get(setting, {})
             for steps in sorted(counts, key=int):
                 yield kind, setting, steps, counts[steps]
-
-
-def _write(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def _page(known: Mapping[str, Any], found: Mapping[str, Sequence[str]]) -> list[str]:

@@ -22,7 +22,7 @@ from rich.console import Console
 from scene_host import SceneBackend, embedded_model, open_comfy
 
 from flexi_core import FlexiError
-from flexi_core.files import replace_file
+from flexi_core.files import write_text
 from flexi_core.metrics import bootstrap_interval, data_range, psnr_db
 from flexi_core.presets import Preset
 from search_tools.teacher import JUDGE_SEEDS, TeacherSettings
@@ -131,16 +131,10 @@ def main(
         known[key] = {"read": cell.teacher_read(), "samples": samples, "presets": {p: cell.measure(p) for p in presets}}
         leads = {p: (m["full"] and m["lead_db"][0]) for p, m in known[key]["presets"].items()}
         _err.print(f"{key}: {leads}", highlight=False)
-        _write(kept, json.dumps(known, indent=1) + "\n")
+        write_text(kept, json.dumps(known, indent=1) + "\n")
     page = "\n".join(_page(known)) + "\n"
-    _write(RESULTS / "samplers.md", page)
+    write_text(RESULTS / "samplers.md", page)
     print(page)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _page(known: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from flexi_core import FlexiError
-from flexi_core.files import replace_file
+from flexi_core.files import replace_file, write_text
 from flexi_core.replay import PredictionStore
 from search_tools.candidate import schedule_of
 from search_tools.embedded import EmbeddedBackend
@@ -156,7 +156,7 @@ def write_strategies(found: dict[str, list[Searched]], evaluations: int, samples
             f"| {statistics.median(rfid):.3g} ({min(rfid):.3g} to {max(rfid):.3g}) | {statistics.median(spent):.2f} |"
         )
     name = f"search-strategies-{evaluations}"
-    _write(RESULTS / f"{name}.md", "\n".join(lines) + "\n")
+    write_text(RESULTS / f"{name}.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
     with replace_file(RESULTS / f"{name}.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
@@ -180,7 +180,7 @@ def write_savings(found: dict[str, Searched], samples: int) -> None:
     ]
     for name, s in found.items():
         lines.append(f"| {name} | {s.macs / 1e9:,.0f} | {s.macs / all_on:.2f}x | {s.row.psnr_db:.1f} | {s.row.rfid:.3g} |")
-    _write(RESULTS / "search-savings.md", "\n".join(lines) + "\n")
+    write_text(RESULTS / "search-savings.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
@@ -212,11 +212,6 @@ def _draw(found: dict[str, list[Searched]], path: Path) -> None:
     with replace_file(path) as temporary:
         figure.savefig(temporary, dpi=140, format="png")
     pyplot.close(figure)
-
-
-def _write(path: Path, text: str) -> None:
-    with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

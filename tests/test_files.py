@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from flexi_core.files import replace_file
+from flexi_core.files import replace_file, write_text
 
 
 def test_the_file_appears_when_the_block_ends_and_not_before(tmp_path):
@@ -50,3 +50,9 @@ def test_the_file_is_as_readable_as_any_new_file(tmp_path, umask):
     finally:
         os.umask(before)
     assert (tmp_path / "a.bin").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_text_is_written_whole_in_a_folder_that_is_made(tmp_path):
+    path = tmp_path / "new" / "page.md"
+    write_text(path, "grün\n")
+    assert path.read_text(encoding="utf-8") == "grün\n" and [*path.parent.iterdir()] == [path]
