@@ -270,10 +270,11 @@ class Chooser:
     Args:
         beds: to choose on, the most telling first.
         samples: to choose on; 0 leaves the choice to the rehearsal.
+        quick: whether only the best of another step count and the best in rehearsal are sampled, on the first testbed.
     """
 
-    def __init__(self, beds: Sequence[Bed], samples: int) -> None:
-        self._beds, self._samples = beds, samples
+    def __init__(self, beds: Sequence[Bed], samples: int, quick: bool) -> None:
+        self._beds, self._samples, self._quick = beds, samples, quick
         self._known: dict[tuple, float] = {}
 
     def best(self, steps: int, full: int, start: Sequence[Choice], draws_noise: bool) -> Choice:
@@ -292,7 +293,9 @@ class Chooser:
         best = self._by_rehearsal(blends)
         if not self._samples:
             return self._climbed(best[0])
-        tried = [*dict.fromkeys([self._climbed(best[0]), best[0], *self._by_rehearsal(start)[:1], ranked[0], *best[1:]])]
+        tried = [*dict.fromkeys([self._climbed(best[0]), *self._by_rehearsal(start)[:1], best[0], ranked[0], *best[1:]])]
+        if self._quick:
+            return max(tried[:2], key=lambda c: self._score(c, self._beds[:1]))
         by_first = sorted(tried[:TRIED], key=lambda c: -self._score(c, self._beds[:1]))
         others = [replace(by_first[0], basis=b, blend=blend) for b in bases for blend in BLENDS[b]]
         return max(
@@ -337,10 +340,11 @@ class Measurer:
         dit: weights of `scene_dit.py`; None leaves the transformer out.
         samples: to choose on.
         judged: to judge on.
+        quick: as `Chooser`'s.
     """
 
-    def __init__(self, dit: Path | None, samples: int, judged: int) -> None:
-        self._samples, self._judged = samples, judged
+    def __init__(self, dit: Path | None, samples: int, judged: int, quick: bool) -> None:
+        self._samples, self._judged, self._quick = samples, judged, quick
         self._models = {"embedded": embedded_model()} | ({} if dit is None else {"scene DiT": scene_model(dit)})
 
     @cache  # noqa: B019 (one for each process)
@@ -377,7 +381,7 @@ class Measurer:
         entries: dict[str, Any] = {}
         if not chosen_on:
             return entries
-        chooser = Chooser(chosen_on, self._samples)
+        chooser = Chooser(chosen_on, self._samples, self._quick)
         for full in sorted({full_steps(steps, s) for s in SPEEDUPS} - {steps, 1}, reverse=True):
             start = [scaled(choice, steps, full) for choice in known]
             best = chooser.best(steps, full, start, draws_noise)
@@ -463,12 +467,12 @@ def kinds_of_samplers() -> dict[str, list[str]]:
     return {kind: sorted(names, key=lambda n: rank.get(n, len(rank))) for kind, names in found.items()}
 
 
-def work(jobs: Any, done: Any, comfyui: Path, dit: Path | None, samples: int, judged: int, device: str, until: float) -> None:
+def work(jobs: Any, done: Any, comfyui: Path, device: str, until: float, measuring: tuple[Path | None, int, int, bool]) -> None:
     """Measure what is asked for until there is no more, or the time is up; run in a process of its own."""
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
     open_comfy(comfyui, device)
-    measurer = Measurer(dit, samples, judged)
+    measurer = Measurer(*measuring)
     while (job := jobs.get()) is not None:
         kind, setting, samplers, steps, texts, entries = job
         if time.time() > until:
@@ -514,6 +518,9 @@ def main(
     counts: Annotated[str, typer.Option(help="Step counts, separated by commas; all by default.")] = "",
     again: Annotated[bool, typer.Option("--again", help="Judge what is known, where that is of fewer testbeds.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Choose again what is known, from that.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Sample only two: the best of a near step count, the best in rehearsal.")
+    ] = False,
     trials: Annotated[Path, typer.Option(help="Everything that was measured, also what is not offered.")] = (
         RESULTS / "presets-trials.json"
     ),
@@ -538,7 +545,8 @@ def main(
     context = multiprocessing.get_context("spawn")
     jobs, done = context.Queue(), context.Queue()
     processes = [
-        context.Process(target=work, args=(jobs, done, comfyui, dit, samples, judged, device, until)) for _ in range(workers)
+        context.Process(target=work, args=(jobs, done, comfyui, device, until, (dit, samples, judged, quick)))
+        for _ in range(workers)
     ]
     for process in processes:
         process.start()
