@@ -155,6 +155,7 @@ class Bed:
 
     def plain(self, steps: int, full: int, seed: int, count: int, scheduler: str | None = None) -> Made:
         """Return how as many plain steps come out."""
+        scheduler = None if scheduler == self.scheduler else scheduler
         key = steps, full, seed, count, scheduler
         if key not in self._plain:
             made = self.backend(steps).draw(self.scenes.model, seed, count, steps=full, scheduler=scheduler)
