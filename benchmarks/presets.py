@@ -65,6 +65,7 @@ REHEARSED = 8  # of a teacher's samples that schedules are rehearsed on
 MOVES = 4  # of single full steps, in rehearsal
 TRIED = 3  # schedules that did best in rehearsal, and are sampled
 JUDGED_UNDER = 2  # samplers of a kind
+OTHERS_ON = 0.5  # of the samples other schedulers are tried: they are only told of
 ENUMERATED = 35  # placements: where there are no more, all are tried
 BENDS = ((1.0, 1.0), (1.3, 1.0), (1.0, 1.3), (1.3, 1.6))  # towards the start, the end
 BLENDS = {
@@ -342,10 +343,11 @@ class Measurer:
         samples: to choose on.
         judged: to judge on.
         quick: as `Chooser`'s.
+        under: how many samplers of a kind.
     """
 
-    def __init__(self, dit: Path | None, samples: int, judged: int, quick: bool) -> None:
-        self._samples, self._judged, self._quick = samples, judged, quick
+    def __init__(self, dit: Path | None, samples: int, judged: int, quick: bool, under: int) -> None:
+        self._samples, self._judged, self._quick, self._under = samples, judged, quick, under
         self._models = {"embedded": embedded_model()} | ({} if dit is None else {"scene DiT": scene_model(dit)})
 
     @cache  # noqa: B019 (one for each process)
@@ -375,7 +377,7 @@ class Measurer:
             draws_noise: whether they do.
             known: what was chosen at another step count.
         """
-        beds = {sampler: self.beds(setting, sampler, steps) for sampler in samplers[:JUDGED_UNDER]}
+        beds = {sampler: self.beds(setting, sampler, steps) for sampler in samplers[: self._under]}
         # The samplers and the testbeds by turns.
         rows = [of_sampler[i:] + of_sampler[:i] for i, of_sampler in enumerate(beds.values())]
         chosen_on = [bed for row in itertools.zip_longest(*rows) for bed in row if bed]
@@ -393,7 +395,7 @@ class Measurer:
 
     def again(self, setting: str, samplers: Sequence[str], steps: int, entries: Mapping[str, Any]) -> dict[str, Any]:
         """Return entries as they are judged now."""
-        beds = {sampler: self.beds(setting, sampler, steps) for sampler in samplers[:JUDGED_UNDER]}
+        beds = {sampler: self.beds(setting, sampler, steps) for sampler in samplers[: self._under]}
         if not any(beds.values()):
             return {}
         judged = {
@@ -415,7 +417,8 @@ class Measurer:
             for bed in itertools.chain(*beds.values())
         ]
         first = next(itertools.chain(*beds.values()))
-        others = {name: float(first.plain(steps, full, JUDGE_SEEDS, count, name).psnr_db.mean()) for name in OTHERS}
+        some = math.ceil(OTHERS_ON * count)
+        others = {name: float(first.plain(steps, full, JUDGE_SEEDS, some, name).psnr_db.mean()) for name in OTHERS}
         other = max(others, key=others.get)
         worst = min(leads, key=lambda lead: lead.sure_db)
         return {
@@ -468,7 +471,7 @@ def kinds_of_samplers() -> dict[str, list[str]]:
     return {kind: sorted(names, key=lambda n: rank.get(n, len(rank))) for kind, names in found.items()}
 
 
-def work(jobs: Any, done: Any, comfyui: Path, device: str, until: float, measuring: tuple[Path | None, int, int, bool]) -> None:
+def work(jobs: Any, done: Any, comfyui: Path, device: str, until: float, measuring: tuple) -> None:
     """Measure what is asked for until there is no more, or the time is up; run in a process of its own."""
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
@@ -516,6 +519,7 @@ def main(
     settings: Annotated[str, typer.Option(help="Beginnings of settings' names, separated by semicolons.")] = "",
     samples: Annotated[int, typer.Option(min=0, help="To choose on; 0 leaves it to the rehearsal.")] = REHEARSED,
     judged: Annotated[int, typer.Option(help="To judge on.")] = 16,
+    under: Annotated[int, typer.Option(min=1, help="Samplers of a kind, the most used ones.")] = JUDGED_UNDER,
     counts: Annotated[str, typer.Option(help="Step counts, separated by commas; all by default.")] = "",
     again: Annotated[bool, typer.Option("--again", help="Judge what is known, where that is of fewer testbeds.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Choose again what is known, from that.")] = False,
@@ -546,7 +550,7 @@ def main(
     context = multiprocessing.get_context("spawn")
     jobs, done = context.Queue(), context.Queue()
     processes = [
-        context.Process(target=work, args=(jobs, done, comfyui, device, until, (dit, samples, judged, quick)))
+        context.Process(target=work, args=(jobs, done, comfyui, device, until, (dit, samples, judged, quick, under)))
         for _ in range(workers)
     ]
     for process in processes:
