@@ -10,10 +10,12 @@ import torch
 
 from flexi_core.cost import NetworkCost
 from flexi_core.errors import FlexiError
+from flexi_core.fit import Trajectory
 from flexi_core.replay import PredictionStore
 from flexi_core.sampler import SamplerTraits
 from flexi_core.schedule import Schedule
 
+from .fitting import Observe
 from .teacher import TeacherSettings
 
 SampleProgress = Callable[[int, int], None]  # the samples' steps done, and those in all
@@ -108,6 +110,40 @@ class Backend(Protocol):
 
         As it is where it extrapolates nothing or the sampler cannot be fitted. The arguments are those of `sample`.
         """
+        ...
+
+    def observed(
+        self,
+        schedule: Schedule,
+        seed: int,
+        rows: int,
+        observe: Observe,
+        predictions: PredictionStore | None = None,
+    ) -> tuple[torch.Tensor, float]:
+        """Return the latents [rows, ...] of one batch under a schedule, and the MACs that it took, followed by an observer.
+
+        Args:
+            schedule: of the run's length.
+            seed: of the first sample.
+            rows: at most as many as one of `batches` has.
+            observe: makes what follows the run's steps.
+            predictions: as those of `sample`.
+        """
+        ...
+
+    def keep_trajectory(self, seed: int, rows: int, basis: str, trajectory: Trajectory, response: torch.Tensor) -> None:
+        """Keep what the teacher went through in a batch, so that fits on it need not sample it again.
+
+        Args:
+            seed, rows: the batch.
+            basis: of the trajectory's predictions.
+            trajectory: of the teacher.
+            response: of its solver in the basis (`flexi_core.fit.linear_response`).
+        """
+        ...
+
+    def batches(self, seed: int, count: int) -> list[tuple[int, int]]:
+        """Return the first seed and the size of every batch that samples are drawn in."""
         ...
 
     def teacher(self, seed: int, count: int, progress: SampleProgress | None = None) -> torch.Tensor:

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 
 from flexi_core.cost import NetworkCost, run_macs
+from flexi_core.fit import Trajectory
 from flexi_core.presets import all_full
 from flexi_core.replay import PredictionStore, Replay, ReplayMiss
 from flexi_core.run import StepRecord
@@ -72,7 +73,7 @@ class BatchedBackend(ABC):
         """Sample under a schedule; see `Backend.sample`."""
         latents, macs, length = [], 0.0, steps or self.settings.steps
         began = time.perf_counter()
-        for first, rows in self._batches(seed, count):
+        for first, rows in self.batches(seed, count):
             before = (first - seed) * length
 
             def inner(done: int, of: int, rows: int = rows, before: int = before) -> None:
@@ -89,7 +90,26 @@ class BatchedBackend(ABC):
         self, schedule: Schedule, seed: int, count: int, predictions: PredictionStore | None = None
     ) -> tuple[Schedule, float]:
         """Return a schedule with fitted blends, and the MACs that its runs took; see `Backend.fit`."""
-        return self._fitter.fit(schedule, self._batches(seed, min(count, self.most_fitted or count)), predictions)
+        return self._fitter.fit(schedule, self.batches(seed, min(count, self.most_fitted or count)), predictions)
+
+    def observed(
+        self,
+        schedule: Schedule,
+        seed: int,
+        rows: int,
+        observe: Observe,
+        predictions: PredictionStore | None = None,
+    ) -> tuple[torch.Tensor, float]:
+        """Sample one batch, followed by an observer; see `Backend.observed`."""
+        return self._drawn(schedule, seed, rows, None, None, predictions, observe)
+
+    def keep_trajectory(self, seed: int, rows: int, basis: str, trajectory: Trajectory, response: torch.Tensor) -> None:
+        """Keep a batch's trajectory for fits; see `Backend.keep_trajectory`."""
+        self._fitter.keep((seed, rows), basis, trajectory, torch.as_tensor(self.sigmas), response)
+
+    def batches(self, seed: int, count: int) -> list[tuple[int, int]]:
+        """Return the first seed and the size of every batch; see `Backend.batches`."""
+        return [(seed + at, min(self.batch, count - at)) for at in range(0, count, self.batch)]
 
     def teacher(self, seed: int, count: int, progress: SampleProgress | None = None) -> torch.Tensor:
         """Return the teacher's latents [count, ...], from the store where they are."""
@@ -109,13 +129,9 @@ class BatchedBackend(ABC):
         def observed(
             schedule: Schedule, batch: tuple[int, int], observe: Observe, predictions: PredictionStore | None
         ) -> float:
-            return self._drawn(schedule, *batch, None, None, predictions, observe)[1]
+            return self.observed(schedule, *batch, observe, predictions)[1]
 
         return BlendFitter(observed, self.traits)
-
-    def _batches(self, seed: int, count: int) -> list[tuple[int, int]]:
-        """Return the first seed and the size of every batch."""
-        return [(seed + at, min(self.batch, count - at)) for at in range(0, count, self.batch)]
 
     def _drawn(
         self,

@@ -16,11 +16,13 @@ from .commands.search import search
 from .commands.show import show
 from .commands.storage_server import storage_server
 from .commands.train import train_demo
+from .commands.tune import tune
 from .commands.worker import worker
 
 COMMANDS = {
     "demo": demo,
     "search": search,
+    "tune": tune,
     "worker": worker,
     "storage-server": storage_server,
     "evaluate": evaluate,

@@ -78,6 +78,19 @@ class BlendFitter:
             macs += self._observed(schedule, batch, observe, predictions)
         return (schedule if fit is None else fit.schedule(schedule)), macs
 
+    def keep(self, batch: Hashable, basis: str, trajectory: Trajectory, sigmas: torch.Tensor, response: torch.Tensor) -> None:
+        """Keep a batch's trajectory that was recorded elsewhere, so that it is not sampled again.
+
+        Args:
+            batch: of samples.
+            basis: of the trajectory's predictions.
+            trajectory: of the teacher.
+            sigmas: its noise levels [n + 1].
+            response: of its solver in the basis.
+        """
+        self._sigmas, self._responses[basis] = sigmas, response
+        self._trajectories[batch, basis] = trajectory
+
     def _trajectory(self, batch: Hashable, steps: int, basis: str) -> Trajectory:
         if (batch, basis) not in self._trajectories:
             recorder = TrajectoryRecorder()

@@ -18,8 +18,9 @@ from ..extrapolation import PredictionHistory
 
 DEVIATION = 0.5
 REST = 0.33
-_KERNEL = 0.2  # of log sigma, that measured levels are smoothed over
-_FAR = 1e-12  # weight of a level far from all that were measured: the nearest ones then decide
+_NEAR = 0.2  # of log sigma: measured levels are smoothed over that,
+_TAIL, _FAR = 0.1, 0.4  # and with this share reach further;
+_BEFORE = 0.001  # weight of what was taken before: it stays where nothing near was measured
 _NOTHING = 1e-10  # mean square of a difference that tells nothing
 
 
@@ -98,14 +99,18 @@ class AnswerMeter:
         """Return None: the schedule's own blends stay."""
 
     def answer(self, before: Answer) -> Answer:
-        """Return what was measured, smoothed over the noise levels; what was taken before, where nothing was."""
+        """Return what was measured, smoothed over the noise levels; far from what was measured, what was taken before."""
         if not self._rows:
             return before
         levels = np.log(before.sigmas)
         at = np.log([self._sigmas[i] for i in self._rows])
         apart = np.abs(levels[:, None] - at[None])
-        weights = np.exp(-0.5 * (apart / _KERNEL) ** 2) + _FAR / (1e-3 + apart) ** 2
-        weights /= weights.sum(1, keepdims=True)
+        weights = np.exp(-0.5 * (apart / _NEAR) ** 2) + _TAIL * np.exp(-apart / _FAR)
+        total = weights.sum(1) + _BEFORE
         # Times sigma, both change slowly.
         rows = np.array([np.array(row) * self._sigmas[i] for i, row in self._rows.items()])
-        return Answer(before.sigmas, weights @ rows[:, 0] / before.sigmas, weights @ rows[:, 1] / before.sigmas)
+        gain, rest = (
+            (weights @ measured + _BEFORE * taken * before.sigmas) / total / before.sigmas
+            for measured, taken in zip(rows.T, (before.gain, before.rest), strict=True)
+        )
+        return Answer(before.sigmas, gain, rest)

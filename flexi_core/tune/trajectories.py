@@ -19,6 +19,7 @@ from safetensors.numpy import save
 from ..errors import FlexiError
 from ..extrapolation import PredictionHistory
 from ..files import replace_file
+from ..metrics import data_range
 
 FORMAT = "flexiffusion-recording-1"
 MAX_BYTES = 64 * 2**20  # of a recording's file: 200 samples of 200 steps
@@ -31,7 +32,7 @@ class Recording:
 
     Args:
         gram: mean products over a latent's numbers of [start, prediction 0 .. n - 1], by sample [B, n + 1, n + 1], float64.
-        span: the difference of the largest and the smallest number of each sample's end [B], which its PSNR is measured by.
+        span: width of the scale that each sample's PSNR is stated on [B] (`metrics.data_range`).
         identity: what the runs were: JSON values by name.
     """
 
@@ -111,7 +112,7 @@ class GramRecorder:
         """Return what was recorded.
 
         Args:
-            end: of the run [B, ...].
+            end: clean latents of the run [B, ...], on the scale of its predictions.
             identity: what it was: JSON values by name.
 
         Raises:
@@ -123,9 +124,8 @@ class GramRecorder:
         gram = np.zeros((len(end), n, n))
         for i, row in enumerate(self._rows):
             gram[:, i, : i + 1] = gram[:, : i + 1, i] = row.numpy()
-        flat = end.detach().flatten(1)
         self._vectors = []
-        return Recording(gram, (flat.amax(1) - flat.amin(1)).double().cpu().numpy(), identity)
+        return Recording(gram, np.full(len(end), data_range(end)), identity)
 
     def _add(self, vector: torch.Tensor) -> None:
         vector = vector.detach().flatten(1).clone()

@@ -24,6 +24,16 @@ Sampler = Enum("Sampler", {name: name for name in SAMPLERS})
 Scheduler = Enum("Scheduler", {name: name for name in SCHEDULERS})
 SpaceChoice = Enum("SpaceChoice", {name: name for name in ("all", *FAMILIES)})
 Strategy = Enum("Strategy", {name: name for name in STRATEGIES})
+TeacherSteps = Annotated[int, typer.Option(help="Steps of the teacher.")]
+SamplerName = Annotated[
+    str, typer.Option(help=f"Sampler of the teacher: {', '.join(SAMPLERS)}; with --checkpoint any of ComfyUI's.")
+]
+SchedulerName = Annotated[
+    str, typer.Option(help=f"Scheduler of the teacher: {', '.join(SCHEDULERS)}; with --checkpoint any of ComfyUI's.")
+]
+TeacherCfg = Annotated[
+    float | None, typer.Option(min=0.0, help="Guidance scale of the teacher. [default: 3; 1 without conditioning]")
+]
 UNetFile = Annotated[
     Path | None,
     typer.Option("--unet", help="A U-Net's safetensors file, docs/unet-file.md. [default: the embedded model]"),
@@ -162,6 +172,14 @@ def open_chosen_backend(
     if cfg is None:
         cfg = DEFAULT_CFG if model.classes else 1.0
     return UNetFileBackend(TeacherSettings(sampler, scheduler, steps, cfg), model)
+
+
+def check_out(out: Path | None) -> None:
+    """Refuse a file for the result that cannot be written, before any work is done."""
+    if out is not None and not out.parent.is_dir():
+        raise FlexiError(f"the folder {out.parent} does not exist; make it or give another --out")
+    if out is not None and out.is_dir():
+        raise FlexiError(f"{out} is a folder; give --out the name of a file")
 
 
 def default_out(backend: Backend, speedup: float) -> Path:

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from flexi_core import FlexiError, save_schedule
-from flexi_core.demo.sampling import SAMPLERS, SCHEDULERS
 
 from .. import console
 from ..strategies import STRATEGIES
@@ -26,12 +25,17 @@ from .options import (
     NodeId,
     Prompt,
     PromptsFile,
+    SamplerName,
+    SchedulerName,
     Seed,
     Size,
     SpaceChoice,
     Strategy,
+    TeacherCfg,
+    TeacherSteps,
     UNetFile,
     WorkflowFile,
+    check_out,
     default_out,
     open_chosen_backend,
 )
@@ -39,16 +43,10 @@ from .options import (
 
 @console.one_line_errors
 def search(
-    steps: Annotated[int, typer.Option(help="Steps of the teacher.")] = 50,
-    sampler: Annotated[
-        str, typer.Option(help=f"Sampler of the teacher: {', '.join(SAMPLERS)}; with --checkpoint any of ComfyUI's.")
-    ] = "euler",
-    scheduler: Annotated[
-        str, typer.Option(help=f"Scheduler of the teacher: {', '.join(SCHEDULERS)}; with --checkpoint any of ComfyUI's.")
-    ] = "normal",
-    cfg: Annotated[
-        float | None, typer.Option(min=0.0, help="Guidance scale of the teacher. [default: 3; 1 without conditioning]")
-    ] = None,
+    steps: TeacherSteps = 50,
+    sampler: SamplerName = "euler",
+    scheduler: SchedulerName = "normal",
+    cfg: TeacherCfg = None,
     unet: UNetFile = None,
     size: Size = None,
     comfyui: ComfyUI = None,
@@ -110,10 +108,7 @@ def search(
 
     if minutes is None and evaluations is None:
         minutes = 10.0
-    if out is not None and not out.parent.is_dir():
-        raise FlexiError(f"the folder {out.parent} does not exist; make it or give another --out")
-    if out is not None and out.is_dir():
-        raise FlexiError(f"{out} is a folder; give --out the name of a file")
+    check_out(out)
     host = HostChoice(comfyui, workflow, node, prompts, base_directory, checkpoint, prompt, negative, clip_vision)
     backend = open_chosen_backend(sampler, scheduler, steps, cfg, unet=unet, size=size, host=host)
     if reuse_guidance and backend.settings.cfg == 1:

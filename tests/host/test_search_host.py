@@ -581,3 +581,29 @@ def test_names_of_results_are_kept_apart(host):
     stems = [file_stem(name) for name in names]
     assert len(set(stems)) == len(names) and stems[:4] == names[:4]
     assert not any(sign in stem for stem in stems for sign in '/\\:?!<>|"')
+
+
+def test_a_workflow_is_tuned_without_a_search(base, checkout, tmp_path, monkeypatch, unet_file):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLEXI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "graph.json").write_text(json.dumps(demo()), encoding="utf-8")
+    where = ["--comfyui", str(checkout), "--base-directory", str(base), "--workflow", "graph.json"]
+    result = CliRunner().invoke(app, ["tune", *where, "--samples", "2", "--out", "tuned.json", "--json"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    written = load_schedule(tmp_path / "tuned.json")
+    assert str(written) == said["schedule"]
+    assert said["full"] <= STEPS // 2
+    assert said["made_db"] > said["plain_db"]
+    assert written.info["teacher"]["model"] == "comfyui"
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "euler_ancestral"])
+def test_recorded_runs_are_the_teachers_in_the_host(opened, sampler):
+    from search_tools.tuning import Tuner
+
+    backend = opened(demo(sampler_name=sampler))
+    tuner = Tuner(backend, 1)
+    front = tuner.front()
+    assert torch.equal(tuner._teacher, backend.teacher(0, 1))
+    assert len(front) >= 3
