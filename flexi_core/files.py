@@ -1,12 +1,22 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, under names that every file system takes."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_LONGEST_STEM = 50  # characters; file systems bear 255 bytes, and more is added to it
+
+
+def file_stem(name: str) -> str:
+    """Return a name for files: letters of any script and a few signs; where others are left out, a digest keeps it apart."""
+    stem = re.sub(r"[^\w .+=-]+", "_", name)[:_LONGEST_STEM].encode(errors="replace").decode()
+    return stem if stem == name else f"{stem}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:6]}"
 
 
 @contextmanager
