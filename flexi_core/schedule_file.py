@@ -7,14 +7,13 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from .errors import ScheduleError
 from .files import replace_file
 from .plan import between_ends
-from .schedule import Schedule
+from .schedule import Schedule, falls
 
 FORMAT = "flexiffusion-schedule"
 VERSION = 1
@@ -172,7 +171,7 @@ def _check_teacher(teacher: dict[str, Any], steps: int) -> None:
         raise ScheduleError("teacher.sigmas is not a list of numbers from 0 up")
     if len(sigmas) != steps + 1:
         raise ScheduleError(f"teacher.sigmas has {len(sigmas)} values; a schedule of {steps} steps has {steps + 1}")
-    if any(b >= a for a, b in pairwise(sigmas)):
+    if not falls(sigmas):
         raise ScheduleError("teacher.sigmas does not fall from step to step")
 
 
