@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ScheduleError
-from .files import replace_file
+from .files import read_bounded, replace_file
+from .json_text import parse_json
 from .plan import between_ends
 from .schedule import Schedule, falls
 
 FORMAT = "flexiffusion-schedule"
 VERSION = 1
 MAX_BYTES = 4 * 1024 * 1024
-_MAX_NESTING = 32
+MAX_NESTING = 32
 _MAX_NUMBER = 1e30
 
 
@@ -33,22 +34,19 @@ def load_schedule(path: str | os.PathLike[str]) -> Schedule:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ScheduleError(f"{path}: {size / 2**20:.1f} MiB; a schedule file has at most {MAX_BYTES // 2**20} MiB")
-        text = path.read_text(encoding="utf-8-sig")
+        content = read_bounded(path, MAX_BYTES)
     except OSError as error:
         raise ScheduleError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise ScheduleError(f"{path}: not a text file; a schedule file is JSON") from error
     except ValueError as error:  # a NUL in the path
         raise ScheduleError(f"{str(path)!r}: not a file name ({error})") from error
     try:
-        data = json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(content, MAX_NESTING, parse_constant=_refuse_number, parse_float=_finite)
+    except UnicodeDecodeError as error:
+        raise ScheduleError(f"{path}: not a text file; a schedule file is JSON") from error
+    except ValueError as error:
         raise ScheduleError(f"{path}: not valid JSON ({error}); it may be cut off, copy it again") from error
     try:
-        return from_dict(data)
+        return _from_dict(data)
     except ScheduleError as error:
         raise ScheduleError(f"{path}: {error}") from error
 
@@ -61,7 +59,7 @@ def save_schedule(schedule: Schedule, path: str | os.PathLike[str]) -> None:
     """
     try:
         text = json.dumps(to_dict(schedule), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ScheduleError(f"{path}: the schedule's info cannot be written as JSON ({error})") from error
     try:
         with replace_file(path) as temporary:
@@ -80,6 +78,12 @@ def to_dict(schedule: Schedule) -> dict[str, Any]:
 
 def from_dict(data: Any) -> Schedule:
     """Return the schedule of a file's object, every value checked; see `load_schedule`."""
+    if _nesting(data) > MAX_NESTING:
+        raise ScheduleError(f"its values are nested more than {MAX_NESTING} deep")
+    return _from_dict(data)
+
+
+def _from_dict(data: Any) -> Schedule:
     if not isinstance(data, dict):
         raise ScheduleError(f"a schedule file holds a JSON object, this one a {type(data).__name__}")
     if data.get("format") != FORMAT:
@@ -89,8 +93,6 @@ def from_dict(data: Any) -> Schedule:
         raise ScheduleError(f"the version is {version!r}; expected a whole number from 1")
     if version > VERSION:
         raise ScheduleError(f"the file has version {version}, this release reads up to {VERSION}; update the node pack")
-    if _nesting(data) > _MAX_NESTING:
-        raise ScheduleError(f"its values are nested more than {_MAX_NESTING} deep")
     if not isinstance(data.get("schedule"), str):
         raise ScheduleError(f"the schedule is {data.get('schedule')!r}; expected its text")
     info = {key: value for key, value in data.items() if key not in ("format", "version", "schedule", "steps", "sigmas")}
@@ -193,9 +195,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _nesting(value: Any) -> int:
-    """Return the depth of a value's lists and objects, counted to one more than `_MAX_NESTING`."""
+    """Return the depth of a value's lists and objects, counted to one more than `MAX_NESTING`."""
     depth, level = 0, [value]
-    while depth <= _MAX_NESTING:
+    while depth <= MAX_NESTING:
         level = [v for v in level if isinstance(v, dict | list)]
         if not level:
             break

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flexi_core.errors import FlexiError
+from flexi_core.files import read_bounded
+from flexi_core.json_text import parse_json
 
 from .saved_workflow import Define
 
@@ -22,6 +24,7 @@ _TEXTS = ("text", "caption", "prompt", "text_g", "text_l", "clip_l", "clip_g", "
 _STRINGS = ("value", "string", *_TEXTS)  # and what nodes that only hold a text call it
 _HEARD = ("CONDITIONING", "GUIDER")  # types of the links that a prompt goes by to the sampler
 _MAX_BYTES = 64 * 2**20
+_MOST_NESTED = 100  # lists and objects in each other; the page's own files have about ten
 
 
 def read_workflow(path: Path) -> dict[str, Any]:
@@ -32,12 +35,12 @@ def read_workflow(path: Path) -> dict[str, Any]:
     """
     wanted = "give a workflow that the page saved, or its API form"
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise FlexiError(f"{path}: larger than {_MAX_BYTES >> 20} MiB; {wanted}")
-        data = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a byte-order mark first
-    except OSError as error:
-        raise FlexiError(f"{path}: cannot be read ({error.strerror or error}); {wanted}") from error
-    except (ValueError, RecursionError) as error:
+        content = read_bounded(path, _MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise FlexiError(f"{path}: cannot be read ({error}); {wanted}") from error
+    try:
+        data = parse_json(content, _MOST_NESTED)
+    except ValueError as error:
         raise FlexiError(f"{path}: not JSON ({error}); {wanted}") from error
     if not isinstance(data, dict):
         raise FlexiError(f"{path}: not a workflow, which is an object of nodes; {wanted}")
@@ -119,12 +122,16 @@ def upstream(graph: Graph, node: str) -> Graph:
 
 def find_decoder(graph: Graph, node: str) -> str | None:
     """Return the nearest node that decodes what a node makes, None where there is none."""
+    order = {name: i for i, name in enumerate(graph)}
+    takers: dict[str, list[str]] = {}
+    for name, each in graph.items():
+        for _, (origin, _) in _links(each):
+            takers.setdefault(origin, []).append(name)
     seen, level = {node}, [node]
     while level:
-        level = [
-            name for name, each in graph.items() if name not in seen and any(origin in level for _, (origin, _) in _links(each))
-        ]
-        seen.update(level)
+        found = {taker for name in level for taker in takers.get(name, ())} - seen
+        seen |= found
+        level = sorted(found, key=order.__getitem__)
         for name in level:
             if graph[name]["class_type"] in _DECODING and _link(graph[name]["inputs"].get("vae")):
                 return name
@@ -165,7 +172,8 @@ def find_texts(graph: Graph, sampler: str, define: Define = lambda kind: None) -
             if told := next((inputs[key][0] for key in _TEXTS if _link(inputs.get(key))), None):
                 return _text_behind(graph, told, sampler)
         seen.update(level)
-        level = [origin for name in level for origin in _towards_prompt(graph[name], define) if origin not in seen]
+        following = (origin for name in level for origin in _towards_prompt(graph[name], define) if origin not in seen)
+        level = [*dict.fromkeys(following)]
     raise FlexiError(
         f"no node with a text of its own ({', '.join(_TEXTS)}) leads to the positive conditioning of node {sampler}; "
         "type the prompt into the text node, or search without --prompts"
@@ -219,7 +227,7 @@ def find_value(graph: Graph, node: str, key: str) -> Any:
             if value is not None and not _link(value):
                 return value
         seen.update(level)
-        level = [origin for name in level for _, (origin, _) in _links(graph[name]) if origin not in seen]
+        level = [*dict.fromkeys(origin for name in level for _, (origin, _) in _links(graph[name]) if origin not in seen)]
     return None
 
 
