@@ -11,6 +11,7 @@ from typing import Any
 from flexi_core.errors import FlexiError
 from flexi_core.files import read_bounded
 from flexi_core.json_text import parse_json
+from flexi_core.words import shortened
 
 from .saved_workflow import Define
 
@@ -24,6 +25,8 @@ _TEXTS = ("text", "caption", "prompt", "text_g", "text_l", "clip_l", "clip_g", "
 _STRINGS = ("value", "string", *_TEXTS)  # and what nodes that only hold a text call it
 _HEARD = ("CONDITIONING", "GUIDER")  # types of the links that a prompt goes by to the sampler
 _MAX_BYTES = 64 * 2**20
+_LONGEST_TITLE = 100
+_MOST_OUTPUTS = 10_000
 _MOST_NESTED = 100  # lists and objects in each other; the page's own files have about ten
 
 
@@ -59,7 +62,7 @@ def checked(data: Any) -> Graph:
         raise FlexiError("not an API-format workflow: expected nodes by id, each with class_type and inputs")
     for name, node in data.items():
         if not _is_node(node):
-            title = node.get("_meta", {}).get("title") if isinstance(node, dict) else None
+            title = _title(node) if isinstance(node, dict) else None
             named = f"node {name}" + (f" ({title})" if title else "")
             raise FlexiError(f"{named} has no class_type and inputs; export the workflow again")
     return {
@@ -306,7 +309,7 @@ def _links(node: Mapping[str, Any]) -> Iterator[tuple[str, list]]:
 def _alike(value: Any) -> Any:
     """Return a link as [text, whole number], and anything else as it is."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int) and isinstance(value[1], int | float):
-        return [str(value[0]), int(value[1])] if value[1] == int(value[1]) else value
+        return [str(value[0]), int(value[1])] if value[1] in range(_MOST_OUTPUTS) else value
     return value
 
 
@@ -321,6 +324,13 @@ def _towards_prompt(node: Mapping[str, Any], define: Define) -> list[str]:
     return [origin for key, (origin, _) in links.items() if key != "negative" and types.get(key, _HEARD[0]) in _HEARD]
 
 
+def _title(node: Mapping[str, Any]) -> str:
+    """Return the title that a node was given in the page; empty where it has none."""
+    meta = node.get("_meta")
+    title = meta.get("title") if isinstance(meta, Mapping) else None
+    return shortened(title, _LONGEST_TITLE) if isinstance(title, str) else ""
+
+
 def _named(node: Mapping[str, Any]) -> str:
-    title = (node.get("_meta") or {}).get("title")
+    title = _title(node)
     return f"{node['class_type']}, {title!r}" if title and title != node["class_type"] else node["class_type"]
