@@ -1,12 +1,47 @@
-"""Files written whole or not at all."""
+"""Files read within bounds, and written whole or not at all, under names that every file system takes."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_LONGEST_STEM = 50  # characters; file systems bear 255 bytes, and more is added to it
+
+
+def file_stem(name: str) -> str:
+    """Return a name for files: letters of any script and a few signs; where others are left out, a digest keeps it apart."""
+    stem = re.sub(r"[^\w .+=-]+", "_", name)[:_LONGEST_STEM].encode(errors="replace").decode()
+    return stem if stem == name else f"{stem}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:6]}"
+
+
+def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
+    """Return the content of a file, which is never waited for.
+
+    Args:
+        path: of a file.
+        most: bytes.
+
+    Raises:
+        OSError: it cannot be opened, is a folder, a pipe, or a device, or is larger.
+        ValueError: its name has a NUL.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no file, but a folder, a pipe or a device")
+        content = file.read(most + 1) if found.st_size <= most else b""
+        if max(found.st_size, len(content)) > most:
+            size = max(found.st_size, len(content)) / 2**20
+            raise OSError(errno.EFBIG, f"{size:.1f} MiB; at most {most / 2**20:g} MiB are read")
+        return content
 
 
 @contextmanager

@@ -85,9 +85,12 @@ class _Parser:
 
     def groups(self, nesting: int) -> list[Segment]:
         segments = self.group(nesting)
+        steps = sum(map(len, segments))
         while self.take("|"):
-            segments += self.group(nesting)
-            self.bound(len(segments))
+            more = self.group(nesting)
+            steps += sum(map(len, more))
+            self.bound(steps)
+            segments += more
         return segments
 
     def group(self, nesting: int) -> list[Segment]:
@@ -108,6 +111,7 @@ class _Parser:
     def segments(self) -> list[Segment]:
         letters = self.next("steps: letters F, P, N, X, f, p")
         start = self.tokens[self.at - 1][1]
+        self.bound(len(letters))
         for offset, letter in enumerate(letters):
             if letter not in _LETTERS:
                 hint = f"; did you mean {letter.upper()}?" if letter.upper() in _LETTERS else ""

@@ -209,7 +209,9 @@ class _OuterSample:
             del options[KEY]
             run.release()
         seconds = time.perf_counter() - began
-        self.handle.keep(lambda: RunReport(run, seconds, notes, laid.words, laid.schedule), latent, seconds)
+        self.handle.keep(
+            lambda: RunReport(run, seconds, [*notes, *_not_finite(latent)], laid.words, laid.schedule), latent, seconds
+        )
         return latent
 
     def _lay(self, guider, solve: HostSolver, sigmas: torch.Tensor, shape: torch.Size) -> _Laid:
@@ -271,6 +273,12 @@ def _stood_down(reason: str) -> _Laid:
 
 def _failed(what: str, error: Exception) -> str:
     return f"{what} failed ({type(error).__name__}: {error}), an error of Flexiffusion's own; the log has more."
+
+
+def _not_finite(latent: Any) -> list[str]:
+    """Return a sentence for the report where a run ended in numbers that are none; nothing where all are finite."""
+    finite = bool(torch.isfinite(packed(latent)).all())
+    return [] if finite else ["The picture is spoiled: some of its numbers are not finite. Bypass Flexi Apply."]
 
 
 def _is_guided(guider: Any) -> bool:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
 from .basis import Rule, rule_of
 from .errors import ScheduleError
 from .sampler import PLAIN, SamplerTraits
-from .schedule import Schedule, Step, StepKind
+from .schedule import SMALLEST_GAP, Schedule, Step, StepKind, falls
 
 TOP_TOLERANCE = 1e-3  # of a model's top noise level: a run that begins below it is a window
 # Samplers that convert sigma to their own time and back return it with rounding noise of this relative size.
@@ -189,7 +188,7 @@ def check_levels(sigmas: Sequence[float]) -> None:
     """
     if len(sigmas) < 2:
         raise ScheduleError(f"the run has {max(len(sigmas) - 1, 0)} steps; a schedule needs at least one")
-    if not all(math.isfinite(s) for s in sigmas) or any(b >= a for a, b in pairwise(sigmas)):
+    if not all(math.isfinite(s) for s in sigmas) or not falls(sigmas):
         raise ScheduleError("the run's sigmas do not fall from step to step; a schedule fits denoising runs only")
 
 
@@ -202,7 +201,7 @@ def between_ends(levels: Sequence[float], sigmas: Sequence[float]) -> tuple[floa
     """Return a schedule's noise levels with the very ends of a run's; None where they do not begin and end alike."""
     grid = (sigmas[0], *levels[1:-1], sigmas[-1])
     alike = _same_level(levels[0], sigmas[0]) and _same_level(levels[-1], sigmas[-1])
-    return grid if alike and all(b < a for a, b in pairwise(grid)) else None
+    return grid if alike and falls(grid, SMALLEST_GAP) else None
 
 
 def _same_level(a: float, b: float) -> bool:

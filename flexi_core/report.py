@@ -68,7 +68,8 @@ class RunReport:
             laid = f"The schedule's {plan.mapping}." if plan.mapping and not plan.lost else _MOVED if plan.moved else ""
             self.notes = (*((laid,) if laid else ()), *self.notes)
             self.steps = tuple(_step_report(run, i) for i in range(len(run.plan.steps)))
-            self.words = (*self._more_than_planned(), *self.words)
+            lost = (f"{run.lost[0].upper()}{run.lost[1:]}; every later step was computed in full.",) if run.lost else ()
+            self.words = (*lost, *self._more_than_planned(), *self.words)
             self.cache_mib = run.cache.most_bytes / 2**20
 
     @property

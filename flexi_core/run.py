@@ -19,6 +19,7 @@ from torch import nn
 from .cache import CachePolicy, Feature, FeatureCache
 from .extrapolation import Observer, PredictionHistory
 from .graphs import outside_graphs
+from .guard import Guard
 from .guidance import GuidanceHistory
 from .plan import Plan
 from .replay import Replay
@@ -101,6 +102,8 @@ class Run:
         self._extrapolates = any(step.kind is StepKind.EXTRAPOLATED for step in plan.steps)
         self._observer = observer
         self._history = PredictionHistory(MOST_TERMS if observer else plan.terms)
+        plain = all(step.kind is StepKind.FULL for step in plan.steps) and not plan.moved
+        self._guard = None if plain else Guard()
         self._warned: set[str] = set()
         self._evaluation: float | None = None  # the noise level that is being asked for
         self._seen: Counter[Hashable] = Counter()  # chunks of it, by conditioning
@@ -109,10 +112,15 @@ class Run:
     def network_calls(self) -> int:
         return sum(record.network_calls for record in self.records)
 
+    @property
+    def lost(self) -> str:
+        """From which step on the run's numbers could not be trusted, in words; every later step was computed in full."""
+        return self._guard.lost if self._guard else ""
+
     def partial_depth(self, sigma: float) -> int | None:
         """Return the depth of the partial step at a noise level; None where the step is of another kind."""
         step = self.plan.steps[self.plan.step_index(sigma)]
-        return step.depth if step.kind.is_partial else None
+        return step.depth if step.kind.is_partial and not self.lost else None
 
     def predict(
         self, x: torch.Tensor, sigma: float, compute: Callable[[], torch.Tensor], must_compute: str = ""
@@ -139,18 +147,19 @@ class Run:
             else:
                 blend = self._observer and self._observer.blend(index, self._history)
                 prediction = self._history.extrapolate(place, blend or self.plan.blend(index))
-                if self._observer:
-                    self._observer.see(index, x, prediction)
-                return rule.denoised(x, sigma, prediction)
-        # Whoever listens for the unguided prediction must hear it.
-        replay = None if must_compute else self._replay
+                if self._guard.is_well(index, prediction, computed=False):
+                    if self._observer:
+                        self._observer.see(index, x, prediction)
+                    return rule.denoised(x, sigma, prediction)
+                self._fall_back(index, self.lost)
+        # Whoever listens for the unguided prediction must hear it; what a lost run computes is not its plan's.
+        replay = None if must_compute or self.lost else self._replay
         key, denoised = (None, None) if replay is None else replay.recall(self.plan, index, x, sigma)
         if denoised is None:
-            span = self._stopwatch()
-            denoised = compute()
-            span()
-            record.spans.append(span)
-            if replay is not None:
+            denoised = self._timed(record, compute)
+            if place == index and self._guard and not self.lost:
+                denoised = self._guarded(index, x, sigma, denoised, compute)
+            if replay is not None and not self.lost:
                 replay.keep(self.plan, index, key, denoised)
         # What a sampler asks between two steps' starts is answered, but not gone on from.
         if place == index and (self._extrapolates or self._observer):
@@ -159,6 +168,22 @@ class Run:
             if self._observer:
                 self._observer.see(index, x, prediction)
         return denoised
+
+    def _timed(self, record: StepRecord, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        span = self._stopwatch()
+        denoised = compute()
+        span()
+        record.spans.append(span)
+        return denoised
+
+    def _guarded(
+        self, index: int, x: torch.Tensor, sigma: float, denoised: torch.Tensor, compute: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """Return a computed answer [B, ...]; that of every block where a cheaper one went astray."""
+        kind = self.plan.steps[index].kind
+        cheaper = kind.is_partial or kind.reuses_guidance
+        well = self._guard.is_well(index, self.plan.rule.value(x, sigma, denoised), not cheaper)
+        return denoised if well or not cheaper else self._timed(self.records[index], compute)
 
     def guide(
         self,
@@ -179,7 +204,7 @@ class Run:
             return halves(True)
         index = self.plan.step_index(sigma)
         if self.plan.steps[index].kind.reuses_guidance:
-            if not (reason := self._guidance.why_not(x, window)):
+            if not (reason := self.lost or self._guidance.why_not(x, window)):
                 conditional, _ = halves(False)
                 return conditional, self._guidance.unconditional(sigma, conditional, window)
             self._fall_back(index, f"the guidance cannot be reused: {reason}")
@@ -213,7 +238,9 @@ class Run:
             self._begin_evaluation(sigma)
         keys, steps = self._chunk_keys(call), self._steps_of(network)
         if step.kind.is_partial:
-            feature, reason = self._recall(steps, keys, step, self.plan.place(sigma), call.x.device)
+            feature, reason = (
+                (None, self.lost) if self.lost else self._recall(steps, keys, step, self.plan.place(sigma), call.x.device)
+            )
             prediction = None if feature is None else steps.partial(call, forward, step.depth, feature)
             if prediction is not None:
                 record.calls[step.depth] += rows

@@ -7,20 +7,25 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from .errors import ScheduleError
-from .files import replace_file
+from .files import read_bounded, replace_file
+from .json_text import parse_json
 from .plan import between_ends
-from .schedule import Schedule
+from .schedule import Schedule, falls
+from .words import shortened, visible
 
 FORMAT = "flexiffusion-schedule"
 VERSION = 1
 MAX_BYTES = 4 * 1024 * 1024
-_MAX_NESTING = 32
+MAX_NESTING = 32
 _MAX_NUMBER = 1e30
+_LONGEST_NAME = 200  # characters of a sampler's, a fingerprint's
+_LONGEST_QUOTE = 100
+_LONGEST_LINE = 500  # characters that the page writes into a node
+_MOST_SIDES = 4
 
 
 def load_schedule(path: str | os.PathLike[str]) -> Schedule:
@@ -34,22 +39,19 @@ def load_schedule(path: str | os.PathLike[str]) -> Schedule:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ScheduleError(f"{path}: {size / 2**20:.1f} MiB; a schedule file has at most {MAX_BYTES // 2**20} MiB")
-        text = path.read_text(encoding="utf-8-sig")
+        content = read_bounded(path, MAX_BYTES)
     except OSError as error:
         raise ScheduleError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise ScheduleError(f"{path}: not a text file; a schedule file is JSON") from error
     except ValueError as error:  # a NUL in the path
         raise ScheduleError(f"{str(path)!r}: not a file name ({error})") from error
     try:
-        data = json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(content, MAX_NESTING, parse_constant=_refuse_number, parse_float=_finite)
+    except UnicodeDecodeError as error:
+        raise ScheduleError(f"{path}: not a text file; a schedule file is JSON") from error
+    except ValueError as error:
         raise ScheduleError(f"{path}: not valid JSON ({error}); it may be cut off, copy it again") from error
     try:
-        return from_dict(data)
+        return _from_dict(data)
     except ScheduleError as error:
         raise ScheduleError(f"{path}: {error}") from error
 
@@ -62,7 +64,7 @@ def save_schedule(schedule: Schedule, path: str | os.PathLike[str]) -> None:
     """
     try:
         text = json.dumps(to_dict(schedule), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ScheduleError(f"{path}: the schedule's info cannot be written as JSON ({error})") from error
     try:
         with replace_file(path) as temporary:
@@ -81,23 +83,27 @@ def to_dict(schedule: Schedule) -> dict[str, Any]:
 
 def from_dict(data: Any) -> Schedule:
     """Return the schedule of a file's object, every value checked; see `load_schedule`."""
+    if _nesting(data) > MAX_NESTING:
+        raise ScheduleError(f"its values are nested more than {MAX_NESTING} deep")
+    return _from_dict(data)
+
+
+def _from_dict(data: Any) -> Schedule:
     if not isinstance(data, dict):
         raise ScheduleError(f"a schedule file holds a JSON object, this one a {type(data).__name__}")
     if data.get("format") != FORMAT:
-        raise ScheduleError(f"not a schedule file: its format is {data.get('format')!r}, expected {FORMAT!r}")
+        raise ScheduleError(f"not a schedule file: its format is {_quoted(data.get('format'))}, expected {FORMAT!r}")
     version = data.get("version")
     if not _is_int(version) or version < 1:
-        raise ScheduleError(f"the version is {version!r}; expected a whole number from 1")
+        raise ScheduleError(f"the version is {_quoted(version)}; expected a whole number from 1")
     if version > VERSION:
         raise ScheduleError(f"the file has version {version}, this release reads up to {VERSION}; update the node pack")
-    if _nesting(data) > _MAX_NESTING:
-        raise ScheduleError(f"its values are nested more than {_MAX_NESTING} deep")
     if not isinstance(data.get("schedule"), str):
-        raise ScheduleError(f"the schedule is {data.get('schedule')!r}; expected its text")
+        raise ScheduleError(f"the schedule is {_quoted(data.get('schedule'))}; expected its text")
     info = {key: value for key, value in data.items() if key not in ("format", "version", "schedule", "steps", "sigmas")}
     schedule = Schedule.parse(data["schedule"])
     if "steps" in data and not (_is_int(data["steps"]) and data["steps"] == len(schedule)):
-        raise ScheduleError(f"the file says {data['steps']!r} steps, its schedule text has {len(schedule)}")
+        raise ScheduleError(f"the file says {_quoted(data['steps'])} steps, its schedule text has {len(schedule)}")
     if data.get("sigmas") is not None:
         schedule = _with_sigmas(schedule, data["sigmas"])
     for key in ("teacher", "measured", "provenance"):
@@ -121,12 +127,13 @@ def made_for(schedule: Schedule) -> str:
         parts += [f"cfg {teacher['cfg']:g}"] if "cfg" in teacher else []
         parts += [size_text(teacher["size"])] if teacher.get("size") else []
     results = [
-        template.format(measured[key])
+        template.format(float(measured[key]))
         for key, template in (("speedup_macs", "{:.1f}x fewer MACs"), ("psnr_db", "{:.1f} dB"))
         if _is_number(measured.get(key))
     ]
     run = f"made for {', '.join(filter(None, parts))}" if parts else ""
-    return "; ".join(filter(None, [run, ", ".join(results), _chosen_on(schedule.info.get("preset"))]))
+    words = "; ".join(filter(None, [run, ", ".join(results), _chosen_on(schedule.info.get("preset"))]))
+    return shortened(visible(words, ""), _LONGEST_LINE)
 
 
 def _chosen_on(preset: Any) -> str:
@@ -157,14 +164,16 @@ def _check_teacher(teacher: dict[str, Any], steps: int) -> None:
     text = ("architecture", "weights", "sampler", "scheduler")
     for key in text:
         if key in teacher and not isinstance(teacher[key], str):
-            raise ScheduleError(f"teacher.{key} is {teacher[key]!r}; expected text")
+            raise ScheduleError(f"teacher.{key} is {_quoted(teacher[key])}; expected text")
+        if len(teacher.get(key, "")) > _LONGEST_NAME:
+            raise ScheduleError(f"teacher.{key} has {len(teacher[key])} characters; a name has at most {_LONGEST_NAME}")
     if "cfg" in teacher and not _is_number(teacher["cfg"]):
-        raise ScheduleError(f"teacher.cfg is {teacher['cfg']!r}; expected a number")
+        raise ScheduleError(f"teacher.cfg is {_quoted(teacher['cfg'])}; expected a number")
     if "steps" in teacher and not _is_int(teacher["steps"]):
-        raise ScheduleError(f"teacher.steps is {teacher['steps']!r}; expected a whole number")
+        raise ScheduleError(f"teacher.steps is {_quoted(teacher['steps'])}; expected a whole number")
     size = teacher.get("size")
-    if size is not None and not (isinstance(size, list) and all(_is_int(v) and v > 0 for v in size)):
-        raise ScheduleError(f"teacher.size is {size!r}; expected a list of whole numbers")
+    if size is not None and not (isinstance(size, list) and len(size) <= _MOST_SIDES and all(_is_side(v) for v in size)):
+        raise ScheduleError(f"teacher.size is {_quoted(size)}; expected a list of whole numbers from 1, at most {_MOST_SIDES}")
     sigmas = teacher.get("sigmas")
     if sigmas is None:
         return
@@ -172,7 +181,7 @@ def _check_teacher(teacher: dict[str, Any], steps: int) -> None:
         raise ScheduleError("teacher.sigmas is not a list of numbers from 0 up")
     if len(sigmas) != steps + 1:
         raise ScheduleError(f"teacher.sigmas has {len(sigmas)} values; a schedule of {steps} steps has {steps + 1}")
-    if any(b >= a for a, b in pairwise(sigmas)):
+    if not falls(sigmas):
         raise ScheduleError("teacher.sigmas does not fall from step to step")
 
 
@@ -185,6 +194,15 @@ def _finite(text: str) -> float:
     return value if math.isfinite(value) else _refuse_number(text)
 
 
+def _quoted(value: Any) -> str:
+    """Return a value from a file as a message shows it."""
+    return shortened(visible(repr(value)), _LONGEST_QUOTE)
+
+
+def _is_side(value: Any) -> bool:
+    return _is_int(value) and 0 < value < _MAX_NUMBER
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -194,9 +212,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _nesting(value: Any) -> int:
-    """Return the depth of a value's lists and objects, counted to one more than `_MAX_NESTING`."""
+    """Return the depth of a value's lists and objects, counted to one more than `MAX_NESTING`."""
     depth, level = 0, [value]
-    while depth <= _MAX_NESTING:
+    while depth <= MAX_NESTING:
         level = [v for v in level if isinstance(v, dict | list)]
         if not level:
             break

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,12 +15,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .report import RunReport, StepReport
 from .schedule import StepKind
+from .words import shortened, visible
 
 WIDTH = 1024  # pixels
 _MARGIN, _CELL_HEIGHT, _GAP, _LINE = 28, 88, 3, 26
 _NUMBER_WIDTH = 26  # pixels, with air around it
 _STEPS_PER_ROW = 60
 _HEADLINE = 84  # characters in a line
+_MOST_ROWS = 24  # of cells: 1440 steps
+_MOST_LINES = 40  # of each text: the picture is then 4,800 pixels high at most
 _MIN_SHARE = 0.12  # so that the cheapest step is still seen
 
 _BACKGROUND, _EMPTY, _TEXT, _FAINT = "#1d1f24", "#2b2e36", "#eceff4", "#9aa2b1"
@@ -42,9 +46,10 @@ def draw_timeline(report: RunReport) -> torch.Tensor:
     """
     if not report.steps:
         return draw_message(str(report))
-    first, *others = [line for words in [*report.words[:1], _numbers(report)] for line in textwrap.wrap(words, _HEADLINE)]
-    rows = [report.steps[i : i + _STEPS_PER_ROW] for i in range(0, len(report.steps), _STEPS_PER_ROW)]
-    notes = [line for note in _notes(report) for line in textwrap.wrap(note, 112)]
+    first, *others = _lines([*report.words[:1], _numbers(report)], _HEADLINE)
+    rows = [report.steps[i : i + _STEPS_PER_ROW] for i in range(0, len(report.steps), _STEPS_PER_ROW)][:_MOST_ROWS]
+    left_out = len(report.steps) - sum(map(len, rows))
+    notes = _lines([*([f"{left_out} more steps are not drawn."] if left_out else []), *_notes(report)], 112)
     head = 44 + 30 * len(others)
     row_height = _CELL_HEIGHT + _LINE + 10
     height = 2 * _MARGIN + head + len(rows) * row_height + 20 + (14 + _LINE * len(notes) if notes else 0)
@@ -67,11 +72,18 @@ def draw_timeline(report: RunReport) -> torch.Tensor:
 
 def draw_message(text: str) -> torch.Tensor:
     """Return a picture [1, H, WIDTH, 3] of a text, for where there is no run to draw."""
-    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, 96)]
+    lines = _lines(text.splitlines(), 96)
     image, draw = _canvas(2 * _MARGIN + _LINE * len(lines))
     for i, line in enumerate(lines):
         draw.text((_MARGIN, _MARGIN + i * _LINE), line, fill=_TEXT, font=_font(18), anchor="lt")
     return _tensor(image)
+
+
+def _lines(texts: Sequence[str], width: int) -> list[str]:
+    """Return texts from anywhere broken into lines of so many characters, not too many of them."""
+    bounded = (shortened(visible(text), width * _MOST_LINES) for text in texts[:_MOST_LINES])
+    lines = [line for text in bounded for line in textwrap.wrap(text, width)]
+    return lines if len(lines) <= _MOST_LINES else [*lines[: _MOST_LINES - 1], "... (Flexi Report has more)"]
 
 
 def _numbers(report: RunReport) -> str:

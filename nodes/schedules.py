@@ -9,10 +9,11 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..flexi_core import FlexiError, Schedule, ScheduleError, load_schedule, save_schedule
+from ..flexi_core.files import read_bounded
 from ..flexi_core.presets import MODELS, PRESETS, Preset
 from ..flexi_core.presets import preset as make_preset
 from ..flexi_core.schedule import MAX_STEPS
-from ..flexi_core.schedule_file import made_for, to_dict
+from ..flexi_core.schedule_file import MAX_BYTES, made_for, to_dict
 from . import folder
 from .sockets import CATEGORY, PAPER, FlexiScheduleType
 
@@ -137,7 +138,7 @@ class FlexiLoadSchedule(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
-        return hashlib.sha256(folder.find(file).read_bytes()).hexdigest()
+        return hashlib.sha256(read_bounded(folder.find(file), MAX_BYTES)).hexdigest()
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:

@@ -10,7 +10,6 @@ import copy
 import hashlib
 import logging
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 
 from flexi_core.cost import NetworkCost
 from flexi_core.errors import FlexiError
+from flexi_core.files import file_stem
 from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.presets import all_full
 from flexi_core.replay import Replay
@@ -331,12 +331,6 @@ class ComfyBackend(BatchedBackend):
         kept = {name: inputs[name] for name in ("model", "cfg", "positive", "negative", "latent_image")}
         sampler = comfy.samplers.sampler_object(inputs["sampler_name"])
         return "SamplerCustom", {**kept, "add_noise": inputs["add_noise"] == "enable", "sampler": sampler, "sigmas": sigmas}
-
-
-def file_stem(name: str) -> str:
-    """Return a name for files: letters of any script and a few signs; where others are left out, a digest keeps it apart."""
-    stem = re.sub(r"[^\w .+=-]+", "_", name)
-    return stem if stem == name else f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def resampled(sigmas: torch.Tensor, steps: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.box import SIMPLE
@@ -15,13 +15,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from flexi_core import FlexiError
+from flexi_core.words import visible
 
 if TYPE_CHECKING:
     from .judge import Row
 
-out, err = Console(), Console(stderr=True)
+
+class _Plain(Console):
+    """A console to which no text of a stranger's file can speak in control characters."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
+out, err = _Plain(), _Plain(stderr=True)
 
 
 def one_line_errors(command: Callable) -> Callable:
@@ -32,6 +42,11 @@ def one_line_errors(command: Callable) -> Callable:
         try:
             return command(*args, **kwargs)
         except FlexiError as error:
+            err.print(f"flexi: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a disk, a folder, a file that no command's own words are about
             err.print(f"flexi: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from flexi_core.errors import FlexiError
 from flexi_core.files import replace_file
 from flexi_core.metrics import data_range, latent_mse, psnr_db
 from flexi_core.schedule import Schedule
+from flexi_core.tensor_files import save_tensors
 
 from .agreement import Correlation, compare
 from .backend import Backend
@@ -159,8 +160,7 @@ class _Measurements:
         for name, value in spent.items():
             key = f"{kind}.{name}"
             self.values[key] = self.values.get(key, torch.zeros((), dtype=torch.float64)) + value
-        with replace_file(self._file) as temporary:
-            save_file({key: value.contiguous() for key, value in self.values.items()}, temporary)
+        save_tensors(self.values, self._file)
         return len(self.values[f"{kind}.features"])
 
 

@@ -67,7 +67,21 @@ class Found:
 
 
 def found_in(study: optuna.Study) -> list[Found]:
-    """Return the finished candidates of a study, as they finished."""
+    """Return the finished candidates of a study, as they finished.
+
+    Raises:
+        FlexiError: what the study keeps of one is missing, or of another type.
+    """
+    try:
+        return _found_in(study)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise FlexiError(
+            f"the study {study.study_name!r} cannot be read: its candidates were written or changed by something else "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _found_in(study: optuna.Study) -> list[Found]:
     best, finals = best_trial(study), finals_of(study)
     moved = None if best is None else best_moved(study, best)
     chosen = None if best is None else (best if moved is None else moved.trial).user_attrs["schedule"]
@@ -205,4 +219,8 @@ def _finite(measured: Mapping[str, Any]) -> dict[str, Any]:
 def _found(trial: FrozenTrial, finals: Mapping[str, Evaluation], best: str | None) -> Found:
     text, measured = trial.user_attrs["schedule"], trial.user_attrs.get("evaluation")
     evaluation = Evaluation(**measured) if measured else None
+    spent = trial.user_attrs["spent"]
+    figures = [spent, trial.user_attrs.get("seconds", 0.0), *(vars(evaluation).values() if evaluation else ())]
+    if not all(isinstance(value, int | float) for value in figures) or not 0 < spent < math.inf:
+        raise ValueError(f"candidate {trial.number} has figures that are none")
     return Found(trial, schedule_of(trial), evaluation, finals.get(text), text == best)

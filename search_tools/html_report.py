@@ -16,7 +16,7 @@ import optuna
 
 from flexi_core import __version__
 from flexi_core.errors import FlexiError
-from flexi_core.files import replace_file
+from flexi_core.files import file_stem, replace_file
 from flexi_core.schedule import Schedule
 from flexi_core.schedule_file import to_dict
 
@@ -24,7 +24,7 @@ from .backend import Backend
 from .charts import pareto_chart, progress_chart
 from .front import Found, as_fast, evaluated, fastest_of, found_in, front, ranked, with_search_results
 from .pictures import png_uri, visible
-from .reopen import reopen
+from .reopen import OwnHost, reopen
 from .settings import SearchSettings
 from .study import settings_of
 from .teacher import SEARCH_SEEDS
@@ -47,6 +47,7 @@ def write_report(
     *,
     images: bool = True,
     progress: Progress = lambda name, done, total: None,
+    own: OwnHost | None = None,
 ) -> str | None:
     """Write the report of a study, whole or not at all.
 
@@ -56,6 +57,7 @@ def write_report(
         samples: images in a row.
         images: sample them; where the study's back end cannot be opened the report says why and has none.
         progress: called while images are sampled.
+        own: the user's own ComfyUI, for a study of a run in it.
 
     Returns:
         why the report has no images; None where it has.
@@ -70,7 +72,7 @@ def write_report(
     backend, rows, no_images = None, [], "they were not asked for (--no-images)"
     if images and fast:
         try:
-            backend = reopen(settings)
+            backend = reopen(settings, own or OwnHost())
             rows, no_images = _image_rows(backend, _pictured(fast, on_front), samples, progress), None
         except (FlexiError, OSError, RuntimeError) as error:  # a device out of memory, a teacher that does not load
             log.warning("the report has no images: %s", error)
@@ -169,7 +171,7 @@ def _file_of(found: Found, settings: SearchSettings, name: str, teacher: Mapping
     text = json.dumps(to_dict(schedule), indent=2, ensure_ascii=False).encode()
     run = settings.teacher_settings
     return {
-        "name": f"flexi_{run.sampler}_{run.steps}_{found.speedup:.2g}x.json",
+        "name": f"flexi_{file_stem(run.sampler)}_{run.steps}_{found.speedup:.2g}x.json",
         "uri": f"data:application/json;base64,{base64.b64encode(text).decode()}",
     }
 

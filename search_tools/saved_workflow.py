@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from flexi_core.errors import FlexiError
@@ -29,6 +30,9 @@ _WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "COLORS", "CU
 _SEEDS = ("seed", "noise_seed")
 _UPLOADS = ("image_upload", "animated_image_upload", "video_upload", "audio_upload", "file_upload")
 _MOST_NESTED = 32
+_MOST_INSTANCES = 2_000  # two of each in the next, 32 deep, would be four thousand million
+_MOST_NODES = 100_000
+_MOST_CHOICES = 100  # of {one|another} in each other
 _MISSING = object()
 
 
@@ -59,7 +63,7 @@ class _Level:
         parent: the level that the instance is in.
         instance: the node that it is the inside of.
         promoted: values that the instance has for the subgraph's inputs, by their number.
-        told: values that stand outside for widgets of nodes in here, by (node id, widget).
+        told: values that stand outside for widgets of nodes in here, by node id and widget.
     """
 
     nodes: dict[str, Node]
@@ -69,15 +73,30 @@ class _Level:
     parent: _Level | None = None
     instance: Node | None = None
     promoted: dict[int, Any] = field(default_factory=dict)
-    told: dict[tuple[str, str], Any] = field(default_factory=dict)
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _ends: dict[int, dict[int, list[Any]]] = field(default_factory=dict)
 
     def into(self, slot: int) -> Iterator[tuple[Node, Mapping[str, Any]]]:
         """Yield the nodes in here, with the inputs of theirs, that one of the subgraph's own inputs leads to."""
-        for origin, output, target, number in self.links.values():
-            if origin == str(_INPUT_SIDE) and output == slot and target in self.nodes:
+        for link in self._at_end(_INPUT_SIDE).get(slot, ()):
+            _, _, target, number = self.links[link]
+            if target in self.nodes:
                 inputs = self.nodes[target].get("inputs") or []
                 if number < len(inputs):
                     yield self.nodes[target], inputs[number]
+
+    def out_of(self, slot: int) -> Any:
+        """Return the link that leads to one of the subgraph's own outputs; None where there is none."""
+        return next(iter(self._at_end(_OUTPUT_SIDE).get(slot, ())), None)
+
+    def _at_end(self, side: int) -> dict[int, list[Any]]:
+        """Return the links at one of the subgraph's own two ends, by the number of its input or output there."""
+        if side not in self._ends:
+            found = self._ends.setdefault(side, {})
+            for link, (origin, output, target, number) in self.links.items():
+                if str(side) == (origin if side == _INPUT_SIDE else target):
+                    found.setdefault(output if side == _INPUT_SIDE else number, []).append(link)
+        return self._ends[side]
 
 
 def is_saved(data: Any) -> bool:
@@ -99,7 +118,7 @@ def to_api(workflow: Mapping[str, Any], define: Define) -> dict[str, dict[str, A
     """
     try:
         return _Converter(workflow, define).graph()
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         raise FlexiError(
             f"the saved workflow cannot be read ({type(error).__name__}: {error}): load it in the page and export it with "
             "Workflow, Export (API)"
@@ -108,7 +127,7 @@ def to_api(workflow: Mapping[str, Any], define: Define) -> dict[str, dict[str, A
 
 class _Converter:
     def __init__(self, workflow: Mapping[str, Any], define: Define) -> None:
-        self._define = define
+        self._define = cache(define)  # a host makes a definition anew each time, with its lists of files
         definitions = workflow.get("definitions") or {}
         self._subgraphs = {each["id"]: each for each in definitions.get("subgraphs") or []}
         self._groups = (workflow.get("extra") or {}).get("groupNodes") or {}
@@ -129,9 +148,11 @@ class _Converter:
             if self._is_instance(node):
                 self._add(self._inside(level, node), graph)
             else:
+                if len(graph) == _MOST_NODES:
+                    raise FlexiError(f"the workflow has more than {_MOST_NODES} nodes, those in subgraphs included")
                 inputs = self._values(level, node)
                 for widget in self._prompts(node):
-                    if (name, widget) not in level.told and isinstance(inputs.get(widget), str):
+                    if widget not in level.told.get(name, {}) and isinstance(inputs.get(widget), str):
                         inputs[widget] = first_of_each(inputs[widget])
                 for entry in node.get("inputs") or []:
                     source = self._source(level, entry.get("link"))
@@ -168,8 +189,7 @@ class _Converter:
             return _Value(values[0]) if values else None
         if self._is_instance(node):
             inside = self._inside(level, node)
-            ends = [link for link, (_, _, target, end) in inside.links.items() if target == str(_OUTPUT_SIDE) and end == slot]
-            return self._source(inside, ends[0]) if ends else None
+            return self._source(inside, inside.out_of(slot))
         return _Output(f"{level.prefix}{node['id']}", slot)
 
     def _outside(self, level: _Level, slot: int) -> _Output | _Value | None:
@@ -202,6 +222,8 @@ class _Converter:
         if prefix.count(":") > _MOST_NESTED:
             raise FlexiError(f"the workflow's subgraph {node['type']} contains itself")
         if prefix not in self._levels:
+            if len(self._levels) == _MOST_INSTANCES:
+                raise FlexiError(f"the workflow has more than {_MOST_INSTANCES} subgraphs in subgraphs; export its API form")
             subgraph = self._subgraphs.get(node["type"])
             make = self._inside_group if subgraph is None else self._inside_subgraph
             self._levels[prefix] = make(level, node, prefix)
@@ -221,14 +243,13 @@ class _Converter:
                 if str(inner) == "-1":  # one of the subgraph's own inputs
                     inside.promoted[inputs.index(widget)] = value
                 else:
-                    inside.told[str(inner), widget] = value
-        for (name, widget), value in level.told.items():
-            if name == str(node["id"]):
-                if widget in inputs:
-                    inside.promoted[inputs.index(widget)] = value
-                for inner, own, *_ in proxies or ():
-                    if own == widget and str(inner) != "-1":
-                        inside.told[str(inner), own] = value
+                    inside.told.setdefault(str(inner), {})[widget] = value
+        for widget, value in level.told.get(str(node["id"]), {}).items():
+            if widget in inputs:
+                inside.promoted[inputs.index(widget)] = value
+            for inner, own, *_ in proxies or ():
+                if own == widget and str(inner) != "-1":
+                    inside.told.setdefault(str(inner), {})[own] = value
         return inside
 
     def _inside_group(self, level: _Level, node: Node, prefix: str) -> _Level:
@@ -282,7 +303,7 @@ class _Converter:
             self._read(values, definition, rest, [])
             if node["type"] == "CustomCombo":  # the page's own: which option it is, and all of them
                 values |= {f"option{i}" if i else "index": value for i, value in enumerate(rest)}
-        told = {widget: value for (name, widget), value in level.told.items() if name == str(node["id"])}
+        told = level.told.get(str(node["id"]), {})
         values |= {name: value for name, value in told.items() if name in values}
         return {name: _as_input(value) for name, value in values.items() if value is not None}
 
@@ -328,11 +349,28 @@ class _Converter:
 
 def first_of_each(text: str) -> str:
     r"""Return a prompt as the page sends it on: without comments, of each {one|another} the first, \{ as a brace."""
-    text = re.sub(r"/\*[\s\S]*?\*/|//.*", "", text)
-    choice = re.compile(r"(?<!\\)\{([^{}]*)(?<!\\)\}")
-    while found := choice.search(text):
-        text = text[: found.start()] + found[1].split("|")[0] + text[found.end() :]
+    text, choice = _without_comments(text), re.compile(r"(?<!\\)\{([^{}]*)(?<!\\)\}")
+    for _ in range(_MOST_CHOICES):
+        text, count = choice.subn(lambda found: found[1].split("|")[0], text)
+        if not count:
+            break
     return text.replace(r"\{", "{").replace(r"\}", "}")
+
+
+def _without_comments(text: str) -> str:
+    kept, at, closes = [], 0, True
+    for found in re.finditer(r"/\*|//[^\n]*", text):
+        if found.start() < at or (found[0] == "/*" and not closes):
+            continue
+        end = found.end()
+        if found[0] == "/*":
+            closes = (stop := text.find("*/", end)) >= 0
+            if not closes:
+                continue
+            end = stop + 2
+        kept.append(text[at : found.start()])
+        at = end
+    return "".join([*kept, text[at:]])
 
 
 def _widgets(

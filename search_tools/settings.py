@@ -75,11 +75,26 @@ class SearchSettings:
             FlexiError: they were made by another version of this project.
         """
         known = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping):
+            raise FlexiError(f"the study's settings are a {type(values).__name__}; expected an object")
         if set(values) != known:
             raise FlexiError(
                 f"the study's settings have {', '.join(sorted(values))}; this version expects {', '.join(sorted(known))}"
             )
-        return cls(**values)
+        try:
+            found = cls(**values)
+            numbers = (found.speedup, found.seed, found.finalists, found.guesses, *found.stages)
+            well = all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers)
+            well &= bool(found.stages) and set(found.families) <= set(FAMILIES)
+            well &= all(isinstance(value, Mapping) for value in (found.backend, found.identity))
+            teacher = found.teacher_settings
+            well &= isinstance(teacher.sampler, str) and isinstance(teacher.scheduler, str) and isinstance(teacher.steps, int)
+            well &= isinstance(teacher.cfg, int | float)
+        except (TypeError, ValueError) as error:
+            raise FlexiError(f"the study's settings cannot be read ({error})") from error
+        if not well:
+            raise FlexiError("the study's settings cannot be read: some of them are of another type than this version writes")
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

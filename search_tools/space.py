@@ -18,7 +18,7 @@ from flexi_core.basis import DERIVATIVE
 from flexi_core.cost import NetworkCost, schedule_cost
 from flexi_core.errors import FlexiError
 from flexi_core.presets import deepcache, segments_for_speedup, uniform
-from flexi_core.schedule import Schedule, Segment, StepKind
+from flexi_core.schedule import SMALLEST_GAP, Schedule, Segment, StepKind
 
 from .levels import at_levels, even_edges, full_levels, karras_levels
 
@@ -343,8 +343,10 @@ class Space:
     def _at_levels(self, levels: Sequence[float]) -> Schedule:
         """Return full steps at the run's first noise level and at others, which are sorted and kept apart."""
         falling = [self.sigmas[0]]
+        # The extrapolated steps between two full ones need their gaps, too.
+        apart = min(_APART, (1 - 2 * SMALLEST_GAP) ** -(-self.steps // (len(levels) + 1)))
         for level in sorted(levels, reverse=True):
-            falling.append(min(max(float(level), self.sigmas[-2]), falling[-1] * _APART))
+            falling.append(min(max(float(level), self.sigmas[-2]), falling[-1] * apart))
         return at_levels(falling, self.sigmas)
 
     def _mutate_levels(self, schedule: Schedule, rng: np.random.Generator) -> Schedule:

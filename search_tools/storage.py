@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def open_storage(url: str) -> BaseStorage:
         if url.startswith(_JOURNAL):
             path = url.removeprefix(_JOURNAL).removeprefix("//")
             if not path:
-                raise FlexiError(f"the storage {url!r} names no file; give journal:FILE")
+                raise FlexiError(f"the storage {shown(url)!r} names no file; give journal:FILE")
             return JournalStorage(JournalFileBackend(path, lock_obj=_JournalLock(path)))
         if url.startswith(_PROXY):
             return _proxy(url)
@@ -71,7 +72,8 @@ def shown(url: str) -> str:
     try:
         return url if url.startswith(_JOURNAL) else make_url(url).render_as_string(hide_password=True)
     except (ArgumentError, ValueError):
-        return url
+        # Whatever stands between the kind and the host may be a password.
+        return re.sub(r"(?s)(://|^)(.*)@", lambda found: f"{found[1]}***@", url)
 
 
 @contextmanager
@@ -131,7 +133,7 @@ def _database(url: str) -> RDBStorage:
 def _proxy(url: str) -> GrpcStorageProxy:
     host, colon, port = url.removeprefix(_PROXY).rstrip("/").rpartition(":")
     if not (host and colon and port.isdecimal()):
-        raise FlexiError(f"the storage {url!r} is not a storage server's; give grpc://HOST:PORT")
+        raise FlexiError(f"the storage {shown(url)!r} is not a storage server's; give grpc://HOST:PORT")
     proxy = GrpcStorageProxy(host=host, port=int(port))
     try:
         proxy.wait_server_ready(timeout=_PROXY_WAIT)

@@ -6,16 +6,17 @@ import hashlib
 import json
 import logging
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from flexi_core.demo.model import DEFAULT_CFG
 from flexi_core.errors import FlexiError
-from flexi_core.files import replace_file
+from flexi_core.tensor_files import save_tensors
+from flexi_core.words import shortened, visible
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,10 @@ log = logging.getLogger(__name__)
 SEARCH_SEEDS = 0
 JUDGE_SEEDS = 1_000_000
 
-_CHECKSUM = "sha256"
+_CHECKSUM, _OF = "sha256", "of"
+_LONGEST_WORDS = 200  # characters
+# What damaged files answer with, one that ends while it is mapped into memory included.
+_UNREADABLE = (OSError, SafetensorError, ValueError, RuntimeError, TypeError, IndexError)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ def cache_folder() -> Path:
 class TeacherStore:
     """Teacher samples on disk, one file for each sample range.
 
+    A file says what it is of, and holds a hash of its content: a copy under another name, with fewer rows, cut off, damaged,
+    or with numbers that are not finite is left alone, said in one line, and computed again.
+
     Args:
         identity: everything that decides the samples (model, settings, sigmas); hashed into the file's name.
         folder: made when something is stored.
@@ -67,32 +74,56 @@ class TeacherStore:
 
     def get(self, seed: int, count: int) -> torch.Tensor | None:
         """Return stored latents [count, ...] of samples seed, seed + 1, ..., or None."""
-        for path in sorted(self._folder.glob(f"{self._key}-{seed}-*.safetensors")):
-            if int(path.stem.rsplit("-", 1)[1]) >= count:
+        for path, stored in self._files(seed):
+            if stored >= count:
                 try:
-                    return _checked(path)[:count]
-                except (OSError, SafetensorError, ValueError) as error:
-                    log.warning("%s: the stored teacher samples cannot be read (%s); they are made again", path, error)
+                    return self._checked(path, seed, stored)[:count]
+                except _UNREADABLE as error:
+                    words = shortened(visible(str(error), ""), _LONGEST_WORDS)
+                    log.warning("%s: the stored teacher samples cannot be used (%s); they are made again", path, words)
         return None
+
+    def _files(self, seed: int) -> list[tuple[Path, int]]:
+        """Return the files that begin with a sample, and how many each says it has."""
+        try:
+            found = sorted(self._folder.glob(f"{self._key}-{seed}-*.safetensors"))
+        except OSError:
+            return []
+        counts = [path.stem.rsplit("-", 1)[1] for path in found]
+        return [(path, int(count)) for path, count in zip(found, counts, strict=True) if re.fullmatch("[0-9]{1,9}", count)]
+
+    def _checked(self, path: Path, seed: int, count: int) -> torch.Tensor:
+        """Return the latents of a file, which another machine may have written to a shared disk.
+
+        Raises:
+            ValueError: it is not what was stored under this name.
+        """
+        if not path.is_file():
+            raise ValueError("it is no file")
+        with safe_open(path, "pt") as file:
+            latents, said = file.get_tensor("latents"), file.metadata() or {}
+        if said.get(_OF) != self._name(seed, count):
+            raise ValueError("it is a copy of another file")
+        if said.get(_CHECKSUM) != _checksum(latents):
+            raise ValueError("its content is not what was stored")
+        if len(latents) != count or not latents.is_floating_point():
+            raise ValueError(f"it has {len(latents)} samples of {latents.dtype}; {count} are expected")
+        if not latents.isfinite().all():
+            raise ValueError("some of its numbers are not finite")
+        return latents
+
+    def _name(self, seed: int, count: int) -> str:
+        return f"{self._key}-{seed}-{count}"
 
     def put(self, seed: int, latents: torch.Tensor) -> None:
         """Store latents; a folder that cannot be written to only costs time at the next search."""
-        path = self._folder / f"{self._key}-{seed}-{len(latents)}.safetensors"
+        name = self._name(seed, len(latents))
+        path = self._folder / f"{name}.safetensors"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with replace_file(path) as temporary:
-                save_file({"latents": latents.contiguous()}, temporary, {_CHECKSUM: _checksum(latents)})
+            save_tensors({"latents": latents}, path, {_CHECKSUM: _checksum(latents), _OF: name})
         except OSError as error:
             log.warning("%s: the teacher's samples cannot be stored (%s); set FLEXI_CACHE to a folder that can", path, error)
-
-
-def _checked(path: Path) -> torch.Tensor:
-    """Return the latents of a file, which another machine may have written to a shared disk."""
-    with safe_open(path, "pt") as file:
-        latents, checksum = file.get_tensor("latents"), (file.metadata() or {}).get(_CHECKSUM)
-    if checksum != _checksum(latents):
-        raise ValueError("its content is not what was stored")
-    return latents
 
 
 def _checksum(latents: torch.Tensor) -> str:

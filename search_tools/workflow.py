@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from flexi_core.errors import FlexiError
+from flexi_core.files import read_bounded
+from flexi_core.json_text import parse_json
+from flexi_core.words import shortened
 
 from .saved_workflow import Define
 
@@ -22,6 +25,9 @@ _TEXTS = ("text", "caption", "prompt", "text_g", "text_l", "clip_l", "clip_g", "
 _STRINGS = ("value", "string", *_TEXTS)  # and what nodes that only hold a text call it
 _HEARD = ("CONDITIONING", "GUIDER")  # types of the links that a prompt goes by to the sampler
 _MAX_BYTES = 64 * 2**20
+_LONGEST_TITLE = 100
+_MOST_OUTPUTS = 10_000
+_MOST_NESTED = 100  # lists and objects in each other; the page's own files have about ten
 
 
 def read_workflow(path: Path) -> dict[str, Any]:
@@ -32,12 +38,12 @@ def read_workflow(path: Path) -> dict[str, Any]:
     """
     wanted = "give a workflow that the page saved, or its API form"
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise FlexiError(f"{path}: larger than {_MAX_BYTES >> 20} MiB; {wanted}")
-        data = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a byte-order mark first
-    except OSError as error:
-        raise FlexiError(f"{path}: cannot be read ({error.strerror or error}); {wanted}") from error
-    except (ValueError, RecursionError) as error:
+        content = read_bounded(path, _MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise FlexiError(f"{path}: cannot be read ({error}); {wanted}") from error
+    try:
+        data = parse_json(content, _MOST_NESTED)
+    except ValueError as error:
         raise FlexiError(f"{path}: not JSON ({error}); {wanted}") from error
     if not isinstance(data, dict):
         raise FlexiError(f"{path}: not a workflow, which is an object of nodes; {wanted}")
@@ -56,7 +62,7 @@ def checked(data: Any) -> Graph:
         raise FlexiError("not an API-format workflow: expected nodes by id, each with class_type and inputs")
     for name, node in data.items():
         if not _is_node(node):
-            title = node.get("_meta", {}).get("title") if isinstance(node, dict) else None
+            title = _title(node) if isinstance(node, dict) else None
             named = f"node {name}" + (f" ({title})" if title else "")
             raise FlexiError(f"{named} has no class_type and inputs; export the workflow again")
     return {
@@ -119,12 +125,16 @@ def upstream(graph: Graph, node: str) -> Graph:
 
 def find_decoder(graph: Graph, node: str) -> str | None:
     """Return the nearest node that decodes what a node makes, None where there is none."""
+    order = {name: i for i, name in enumerate(graph)}
+    takers: dict[str, list[str]] = {}
+    for name, each in graph.items():
+        for _, (origin, _) in _links(each):
+            takers.setdefault(origin, []).append(name)
     seen, level = {node}, [node]
     while level:
-        level = [
-            name for name, each in graph.items() if name not in seen and any(origin in level for _, (origin, _) in _links(each))
-        ]
-        seen.update(level)
+        found = {taker for name in level for taker in takers.get(name, ())} - seen
+        seen |= found
+        level = sorted(found, key=order.__getitem__)
         for name in level:
             if graph[name]["class_type"] in _DECODING and _link(graph[name]["inputs"].get("vae")):
                 return name
@@ -165,7 +175,8 @@ def find_texts(graph: Graph, sampler: str, define: Define = lambda kind: None) -
             if told := next((inputs[key][0] for key in _TEXTS if _link(inputs.get(key))), None):
                 return _text_behind(graph, told, sampler)
         seen.update(level)
-        level = [origin for name in level for origin in _towards_prompt(graph[name], define) if origin not in seen]
+        following = (origin for name in level for origin in _towards_prompt(graph[name], define) if origin not in seen)
+        level = [*dict.fromkeys(following)]
     raise FlexiError(
         f"no node with a text of its own ({', '.join(_TEXTS)}) leads to the positive conditioning of node {sampler}; "
         "type the prompt into the text node, or search without --prompts"
@@ -219,7 +230,7 @@ def find_value(graph: Graph, node: str, key: str) -> Any:
             if value is not None and not _link(value):
                 return value
         seen.update(level)
-        level = [origin for name in level for _, (origin, _) in _links(graph[name]) if origin not in seen]
+        level = [*dict.fromkeys(origin for name in level for _, (origin, _) in _links(graph[name]) if origin not in seen)]
     return None
 
 
@@ -298,7 +309,7 @@ def _links(node: Mapping[str, Any]) -> Iterator[tuple[str, list]]:
 def _alike(value: Any) -> Any:
     """Return a link as [text, whole number], and anything else as it is."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int) and isinstance(value[1], int | float):
-        return [str(value[0]), int(value[1])] if value[1] == int(value[1]) else value
+        return [str(value[0]), int(value[1])] if value[1] in range(_MOST_OUTPUTS) else value
     return value
 
 
@@ -313,6 +324,13 @@ def _towards_prompt(node: Mapping[str, Any], define: Define) -> list[str]:
     return [origin for key, (origin, _) in links.items() if key != "negative" and types.get(key, _HEARD[0]) in _HEARD]
 
 
+def _title(node: Mapping[str, Any]) -> str:
+    """Return the title that a node was given in the page; empty where it has none."""
+    meta = node.get("_meta")
+    title = meta.get("title") if isinstance(meta, Mapping) else None
+    return shortened(title, _LONGEST_TITLE) if isinstance(title, str) else ""
+
+
 def _named(node: Mapping[str, Any]) -> str:
-    title = (node.get("_meta") or {}).get("title")
+    title = _title(node)
     return f"{node['class_type']}, {title!r}" if title and title != node["class_type"] else node["class_type"]

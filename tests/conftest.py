@@ -139,6 +139,6 @@ def random_schedules() -> list[Schedule]:
         steps = sum(map(len, segments))
         sigmas = None
         if rng.random() < 0.15:
-            sigmas = tuple(sorted((rng.uniform(0, 15) for _ in range(steps + 1)), reverse=True))
+            sigmas = tuple(15 * (1 - (i + rng.uniform(0, 0.8)) / (steps + 1)) for i in range(steps + 1))
         schedules.append(Schedule(tuple(segments), rng.choice([0, 1, 1, 1, 2, 3]), sigmas))
     return schedules

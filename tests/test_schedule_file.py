@@ -207,8 +207,8 @@ def test_a_file_of_100_mb_is_refused_without_being_read(tmp_path, monkeypatch):
     path = tmp_path / "huge.json"
     with path.open("wb") as file:
         file.truncate(100 * 1024 * 1024)
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: pytest.fail("the file was read"))
-    with pytest.raises(FlexiError, match=r"huge.json: 100.0 MiB; a schedule file has at most 4 MiB"):
+    monkeypatch.setattr("flexi_core.schedule_file.parse_json", lambda *_, **__: pytest.fail("the file was read"))
+    with pytest.raises(FlexiError, match=r"huge.json: cannot be read \(100.0 MiB; at most 4 MiB are read\)"):
         load_schedule(path)
 
 

@@ -8,15 +8,22 @@ const STRIP_HEIGHT = 26; // pixels
 const LINE_HEIGHT = 14; // pixels, of the text under the strip
 const CHARACTER_WIDTH = 5.2; // pixels, of it, on average
 const MAX_STEPS = 2000; // drawn while typing
+const MAX_TEXT = 100000; // characters of a schedule's text, as in Python
+const MAX_LINES = 40; // under the strip
+const MAX_LINE_TEXT = 2000; // characters under the strip
+const MAX_REPORT = 200000; // characters
 const WITH_STRIP = ["FlexiSchedule", "FlexiPreset", "FlexiLoadSchedule"];
 
 /** Return the letters of a schedule text, "" when it is not one. The node's own parser decides; this only draws. */
 function letters(text) {
-  let rest = String(text).split(";")[0].replace(/\s+/g, "").replace(/@\d+(\^\d)?|~[-+.,\de]+/g, "");
+  if (typeof text !== "string" || text.length > MAX_TEXT) return "";
+  let rest = text.split(";")[0].replace(/\s+/g, "").replace(/@\d+(\^\d)?|~[-+.,\de]+/g, "");
   for (let nesting = 0; nesting < 9 && rest.includes("("); nesting++) {
-    rest = rest.replace(/(\d{1,4})\*\(([FPNXfp|]*)\)/g, (_, count, inside) =>
-      inside.length * count > 4 * MAX_STEPS ? "?" : inside.repeat(Number(count))
-    );
+    let made = 0;
+    rest = rest.replace(/(\d{1,4})\*\(([FPNXfp|]*)\)/g, (_, count, inside) => {
+      made += inside.length * count;
+      return count < 1 || made > 8 * MAX_STEPS ? "?" : inside.repeat(Number(count));
+    });
     if (rest.length > 8 * MAX_STEPS) return "";
   }
   rest = rest.replaceAll("|", "");
@@ -38,11 +45,24 @@ function drawStrip(context, steps, width, top) {
   context.restore();
 }
 
+/** Return a function that computes again only where its argument is another than the last time. */
+function remembered(compute) {
+  let known, result;
+  return (...given) => {
+    if (!known || given.some((value, i) => value !== known[i])) {
+      result = compute(...given);
+      known = given;
+    }
+    return result;
+  };
+}
+
 /** Return the lines of a text in a node: parts are parted by line ends and semicolons, long ones broken between words. */
 function lines(text, width) {
   const most = Math.max(Math.floor((width - 30) / CHARACTER_WIDTH), 10);
   const found = [];
-  for (const part of text ? text.split(/\n|; /) : []) {
+  for (const part of text ? text.slice(0, MAX_LINE_TEXT).split(/\n|; /) : []) {
+    if (found.length >= MAX_LINES) break;
     found.push("");
     for (const word of part.split(" ")) {
       const last = found[found.length - 1];
@@ -50,7 +70,7 @@ function lines(text, width) {
       else found[found.length - 1] = last ? `${last} ${word}` : word;
     }
   }
-  return found;
+  return found.slice(0, MAX_LINES).map((line) => line.slice(0, 2 * most));
 }
 
 /** Draw text under the strip, a line for each of its parts, cut where the node ends. */
@@ -68,28 +88,35 @@ function drawLines(context, parts, width, top) {
 }
 
 function settings(node) {
-  return JSON.stringify(node.widgets?.filter((widget) => widget.type !== "flexi_strip").map((widget) => widget.value) ?? []);
+  return node.widgets?.filter((widget) => widget.type !== "flexi_strip").map((widget) => widget.value) ?? [];
+}
+
+function same(values, others) {
+  return values.length === others?.length && values.every((value, i) => value === others[i]);
 }
 
 function addStrip(node) {
+  // The page draws in every frame: texts are parsed and broken into lines when they or the width change.
+  const lettersOf = remembered(letters);
+  const linesOf = remembered(lines);
   const strip = {
     name: "flexi_strip",
     type: "flexi_strip",
     steps: "", // of the last execution
     line: "", // what a loaded file was made for, or what a preset will do
-    settings: "", // the node's at that time; with others the steps are not known
+    settings: null, // the node's at that time; with others the steps are not known
     options: { serialize: false },
     serialize: false,
     computeSize(width) {
-      return [width, STRIP_HEIGHT + 4 + LINE_HEIGHT * lines(this.line, width ?? node.size?.[0] ?? 300).length];
+      return [width, STRIP_HEIGHT + 4 + LINE_HEIGHT * linesOf(this.line, width ?? node.size?.[0] ?? 300).length];
     },
     draw(context, _node, width, top) {
       const text = node.widgets?.find((widget) => widget.name === "text");
       const linked = node.inputs?.some((input) => input.name === "text" && input.link != null);
-      const known = settings(node) === this.settings;
+      const known = same(settings(node), this.settings);
       const executed = known ? this.steps : "";
-      drawStrip(context, text && !linked ? letters(text.value) : executed, width, top);
-      if (known && this.line) drawLines(context, lines(this.line, width), width, top + STRIP_HEIGHT);
+      drawStrip(context, text && !linked ? lettersOf(text.value) : executed, width, top);
+      if (known && this.line) drawLines(context, linesOf(this.line, width), width, top + STRIP_HEIGHT);
     },
   };
   node.addCustomWidget(strip);
@@ -130,7 +157,7 @@ app.registerExtension({
       });
       extend(nodeType, "onExecuted", function (output) {
         this.flexiStrip.steps = letters(output?.flexi_steps?.[0] ?? "");
-        this.flexiStrip.line = String(output?.text?.[0] ?? "");
+        this.flexiStrip.line = String(output?.text?.[0] ?? "").slice(0, MAX_LINE_TEXT);
         this.flexiStrip.settings = settings(this);
         this.setDirtyCanvas?.(true, true);
       });
@@ -139,7 +166,7 @@ app.registerExtension({
         this.flexiText = addText(this);
       });
       extend(nodeType, "onExecuted", function (output) {
-        this.flexiText.value = output?.text?.[0] ?? "";
+        this.flexiText.value = String(output?.text?.[0] ?? "").slice(0, MAX_REPORT);
       });
     }
   },

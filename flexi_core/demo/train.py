@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
 
-from ..files import replace_file
 from ..presets import all_full
+from ..tensor_files import save_tensors
 from .captions import TABLE_ROWS, token_rows
 from .classifier import SceneClassifier, load_classifier
 from .model import DEFAULT_CFG, TOKEN_TABLE, DemoModel, training_sigmas
@@ -78,8 +77,7 @@ def train_unet(folder: Path, *, images: int, seed: int, progress: Progress) -> P
     weights = {name: value.half().contiguous() for name, value in model.unet.state_dict().items()}
     weights[TOKEN_TABLE] = model.tokens.weight.detach().half()
     path = folder / "unet.safetensors"
-    with replace_file(path) as temporary:
-        save_file(weights, temporary, metadata=METADATA | {"images": str(done), "seed": str(seed)})
+    save_tensors(weights, path, METADATA | {"images": str(done), "seed": str(seed)})
     return path
 
 
@@ -108,8 +106,7 @@ def train_classifier(folder: Path, *, images: int, seed: int, progress: Progress
             done = (step + 1) * 256
             progress(done, steps * 256, loss.item(), done / (time.monotonic() - began))
     path = folder / "classifier.safetensors"
-    with replace_file(path) as temporary:
-        save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, temporary)
+    save_tensors({name: value.half() for name, value in model.state_dict().items()}, path)
     return path
 
 

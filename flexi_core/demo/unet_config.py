@@ -67,6 +67,26 @@ _IGNORED = {
 }
 
 
+# What is allocated for a configuration is bounded before it is: far beyond any U-Net of this layout.
+_MOST = {
+    "in_channels": 1_024,
+    "out_channels": 1_024,
+    "model_channels": 8_192,
+    "num_heads": 1_024,
+    "num_head_channels": 8_192,
+    "context_dim": 65_536,
+    "transformer_depth_middle": 64,
+    "transformer_depth": 64,
+    "transformer_depth_output": 64,
+    "attention_resolutions": 2**16,
+    "num_res_blocks": 32,
+    "channel_mult": 64,
+}
+_MOST_LEVELS = 16
+_MOST_VALUES = 1_024  # in a list
+_MOST_BLOCKS, _MOST_TRANSFORMERS = 64, 512
+
+
 def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `UNet` for those of the host's `UNetModel`.
 
@@ -79,6 +99,8 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(config)
     for name in sorted(config.keys() - {*_NEEDED, *_DEFAULTS, *_FIXED, *_IGNORED, "attention_resolutions"}):
         raise FlexiError(f"unet_config has {name!r}, which is no argument of the host's UNetModel; leave it out")
+    for name, most in _MOST.items():
+        _check_size(name, config.get(name), most)
     for name, only in _FIXED.items():
         if config.get(name, only) != only:
             raise FlexiError(f"unet_config has {name} = {config[name]!r}; this runtime has nothing but {only!r} there")
@@ -93,6 +115,17 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     arguments["context_dim"] = _one_width(arguments["context_dim"])
     _check(arguments)
     return arguments
+
+
+def _check_size(name: str, value: Any, most: int) -> None:
+    """Refuse numbers that no network has, and truth values, which would pass for numbers."""
+    values = value if isinstance(value, list) else [value]
+    longest = _MOST_LEVELS if name == "channel_mult" else _MOST_VALUES
+    if len(values) > longest:
+        raise FlexiError(f"unet_config has {len(values)} values for {name}; at most {longest} are taken")
+    for each in values:
+        if isinstance(each, bool) or (isinstance(each, int | float) and not -2 <= each <= most):
+            raise FlexiError(f"unet_config has {name} = {each!r}; expected a whole number up to {most}")
 
 
 def _depths(config: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +146,7 @@ def _depths(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whole_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(v, int) and v >= 0 for v in values)
+    return isinstance(values, list) and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values)
 
 
 def _one_width(context_dim: Any) -> Any:
@@ -147,6 +180,14 @@ def _check(arguments: dict[str, Any]) -> None:
             f"unet_config has in_channels = {arguments['in_channels']} and out_channels = {arguments['out_channels']}; "
             "only a network that takes the noisy latent alone can be sampled here"
         )
+    transformers = sum(arguments["transformer_depth"]) + sum(arguments["transformer_depth_output"])
+    if sum(blocks) > _MOST_BLOCKS or transformers > _MOST_TRANSFORMERS:
+        raise FlexiError(
+            f"unet_config has {sum(blocks)} blocks and {transformers} transformers; at most {_MOST_BLOCKS} and "
+            f"{_MOST_TRANSFORMERS} are made"
+        )
+    if min(arguments["in_channels"], arguments["context_dim"] if isinstance(arguments["context_dim"], int) else 1) < 1:
+        raise FlexiError("unet_config has in_channels or a context_dim below 1; give the network's own")
     if not mult or min(mult) < 1 or mult[0] != 1:
         raise FlexiError(f"unet_config has channel_mult = {mult}; its first value has to be 1, as in the host")
     if arguments["transformer_depth_middle"] < -1:
@@ -169,5 +210,5 @@ def _check_transformers(arguments: dict[str, Any]) -> None:
     if levels and max(width, heads) < 1:
         raise FlexiError("unet_config has neither num_heads nor num_head_channels; give one of them")
     for channels in (m * arguments["model_channels"] for m in levels):
-        if channels % (heads if width == -1 else width):
+        if channels % max(heads if width == -1 else width, 1):
             raise FlexiError(f"unet_config has transformers of {channels} channels, which its attention heads do not divide")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import FlexiError
+from ..json_text import parse_json
 from .model import PREDICTIONS, SmallModel, training_sigmas
 from .unet import SpatialTransformer, UNet
 from .unet_config import unet_arguments
@@ -20,6 +20,9 @@ CLASS_TABLE = "class_embedding.weight"
 _METADATA = ("unet_config", "prediction", "beta_schedule")
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")  # of the host's checkpoints
 _LARGEST_SIDE = 1024
+_LONGEST_CONFIG = 100_000  # characters
+_MOST_NESTED = 8
+_MOST_BYTES = 8 * 2**30
 _NAMED = 3  # tensors that a message lists
 
 
@@ -61,6 +64,8 @@ class FileModel(SmallModel):
         """
         metadata, stored = _read(path)
         weights = {name: value.float() for name, value in stored.items()}
+        if spoiled := [name for name, value in weights.items() if not value.isfinite().all()]:
+            raise FlexiError(f"{path}: {_named(spoiled)}: some numbers are not finite; the file is damaged")
         try:
             arguments = unet_arguments(config := _config(metadata["unet_config"]))
             if metadata["prediction"] not in PREDICTIONS:
@@ -115,6 +120,8 @@ def parse_size(text: str) -> tuple[int, int]:
 def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     if not path.is_file():
         raise FlexiError(f"{path}: there is no such file; give a U-Net's safetensors file")
+    if (size := path.stat().st_size) > _MOST_BYTES:
+        raise FlexiError(f"{path}: {size / 2**30:.1f} GiB; at most {_MOST_BYTES >> 30} GiB are searched without a host")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -131,9 +138,11 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
 
 def _config(text: str) -> dict[str, Any]:
+    if len(text) > _LONGEST_CONFIG:
+        raise FlexiError(f"its unet_config has {len(text)} characters; at most {_LONGEST_CONFIG} are read")
     try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
+        config = parse_json(text.encode(errors="replace"), _MOST_NESTED)
+    except ValueError as error:
         raise FlexiError(f"its unet_config is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise FlexiError(f"its unet_config is {type(config).__name__}; expected an object, arguments with values")

@@ -13,6 +13,7 @@ import typer
 
 from flexi_core.demo.sampling import SAMPLERS, SCHEDULERS
 from flexi_core.errors import FlexiError
+from flexi_core.files import file_stem
 
 from ..space import FAMILIES
 from ..strategies import STRATEGIES
@@ -45,6 +46,10 @@ Size = Annotated[
     ),
 ]
 ComfyUI = Annotated[Path | None, typer.Option("--comfyui", help="Folder of a ComfyUI: search for a run of its own.")]
+OwnComfyUI = Annotated[
+    Path | None,
+    typer.Option("--comfyui", help="Folder of your ComfyUI, for a study of a run in it; it runs the study's workflow."),
+]
 WorkflowFile = Annotated[
     Path | None,
     typer.Option(
@@ -186,8 +191,8 @@ def default_out(backend: Backend, speedup: float) -> Path:
     """Return where a search for a reduction of MACs writes its result: where the host finds it, else here."""
     if backend.spec["kind"] == "comfyui":
         return backend.default_file(speedup)
-    model = "" if backend.spec["kind"] == "embedded" else f"{Path(backend.spec['file']).stem}_"
-    return Path(f"flexi_{model}{backend.settings.sampler}_{backend.settings.steps}_{speedup:g}x.json")
+    model = "" if backend.spec["kind"] == "embedded" else f"{file_stem(Path(backend.spec['file']).stem)}_"
+    return Path(f"flexi_{model}{file_stem(backend.settings.sampler)}_{backend.settings.steps}_{speedup:g}x.json")
 
 
 def _width_and_height(size: str) -> tuple[int, int]:

@@ -10,12 +10,14 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from flexi_core import FlexiError, save_schedule
+from flexi_core.files import file_stem
 
 from .. import console
 from ..backend import Backend
 from ..front import Found, best_at, evaluated, found_in, front, with_search_results
+from ..reopen import OwnHost, reopen
 from ..settings import SearchSettings
-from .options import Json, Storage, StudyName, default_out
+from .options import BaseDirectory, Json, OwnComfyUI, Storage, StudyName, default_out
 
 
 @console.one_line_errors
@@ -24,12 +26,15 @@ def pareto(
     speedup: Annotated[float | None, typer.Option(min=1.0, help="Write the best schedule that is at least this fast.")] = None,
     storage: Storage = "sqlite:///flexi_studies.db",
     out: Annotated[Path | None, typer.Option(help="Schedule file. [default: made from the settings]")] = None,
+    comfyui: OwnComfyUI = None,
+    base_directory: BaseDirectory = None,
     as_json: Json = False,
 ) -> None:
     """Show the front of a study; with --speedup, write the schedule at any wanted speed-up without a new search."""
     from ..study import settings_of
     from .reading import read_study
 
+    own = OwnHost(comfyui, base_directory)
     opened = read_study(storage, study)
     settings, found = settings_of(opened), found_in(opened)
     if speedup is None:
@@ -38,11 +43,13 @@ def pareto(
         _show(front(found), f"{opened.study_name}: {len(found)} candidates, {len(evaluated(found))} fully evaluated", as_json)
         return
     best = best_at(found, speedup)
-    backend = _reopened(settings)
+    backend = _reopened(settings, own)
     teacher, features = (settings.identity, None) if backend is None else (dict(backend.identity), backend.features.name)
     run = settings.teacher_settings
     if out is None:
-        out = default_out(backend, speedup) if backend else Path(f"flexi_{run.sampler}_{run.steps}_{speedup:g}x.json")
+        out = (
+            default_out(backend, speedup) if backend else Path(f"flexi_{file_stem(run.sampler)}_{run.steps}_{speedup:g}x.json")
+        )
     save_schedule(with_search_results(best, settings, opened.study_name, teacher, features, by="flexi pareto"), out)
     if as_json:
         console.print_json({"file": str(out), "study": opened.study_name, **_row(best)})
@@ -88,12 +95,10 @@ def _row(one: Found) -> dict:
     }
 
 
-def _reopened(settings: SearchSettings) -> Backend | None:
+def _reopened(settings: SearchSettings, own: OwnHost) -> Backend | None:
     """Return the study's back end; None, with a word about it, where it cannot be opened here."""
-    from ..reopen import reopen
-
     try:
-        return reopen(settings)
+        return reopen(settings, own)
     except FlexiError as error:
         console.err.print(
             f"{error}; the file has no noise levels, another run is mapped to it by position",

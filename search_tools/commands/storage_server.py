@@ -29,7 +29,7 @@ def storage_server(
     from ..storage import is_database, open_storage, shown
 
     if not is_database(storage):
-        raise FlexiError(f"a storage server serves a database, not {storage!r}; give sqlite:///FILE or postgresql://...")
+        raise FlexiError(f"a storage server serves a database, not {shown(storage)!r}; give sqlite:///FILE or postgresql://...")
     with server_lock(storage), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         opened = get_storage(open_storage(storage))  # with Optuna's cache, without which every request reads all trials

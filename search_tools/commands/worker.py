@@ -12,7 +12,7 @@ import typer
 from flexi_core import FlexiError
 
 from .. import console
-from .options import Grace, Json
+from .options import BaseDirectory, Grace, Json, OwnComfyUI
 
 
 @console.one_line_errors
@@ -24,16 +24,19 @@ def worker(
     shared: Annotated[
         Path | None, typer.Option(envvar="FLEXI_CACHE", help="Folder of the teacher's samples that the workers share.")
     ] = None,
+    comfyui: OwnComfyUI = None,
+    base_directory: BaseDirectory = None,
     grace: Grace = None,
     as_json: Json = False,
 ) -> None:
     """Search a study together with other workers, until a budget is spent or Ctrl-C; what is needed comes from the study."""
-    from ..reopen import reopen
+    from ..reopen import OwnHost, reopen
     from ..storage import FOR_MANY, is_shared
     from ..study import settings_of
     from .reading import read_study
     from .running import GRACE, run
 
+    own = OwnHost(comfyui, base_directory)
     if not is_shared(storage):
         raise FlexiError(f"an SQLite file is for one process; workers need {FOR_MANY}")
     if shared is not None:
@@ -43,7 +46,7 @@ def worker(
     opened = read_study(storage, study)
     settings = settings_of(opened)
     _, _, result = run(
-        reopen(settings),
+        reopen(settings, own),
         settings,
         storage,
         study,

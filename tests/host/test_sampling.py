@@ -49,6 +49,22 @@ def test_second_run_equals_the_first(host, demo_model, apply, plain, sampler):
     assert first.isfinite().all()
 
 
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "euler_ancestral"])
+def test_a_schedule_that_drives_the_run_off_ends_near_the_plain_picture(host, demo_model, apply, plain, sampler):
+    model, handle = apply(demo_model, "FX~100|FX~100|FX~-100|FX~100; basis=derivative")
+    sampled = host.sample(model, sampler)
+    assert sampled.isfinite().all() and sampled.abs().max() < 2 * plain(sampler).abs().max()
+    assert handle.report.letters == "F" * 8
+    assert "From step 2 on the run's numbers were far beyond those of its steps before" in str(handle.report)
+
+
+def test_a_picture_of_numbers_that_are_not_finite_is_said(host, demo_model, apply):
+    model, handle = apply(demo_model, MIXED)
+    model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * float("nan"))
+    host.sample(model)
+    assert "some of its numbers are not finite" in str(handle.report)
+
+
 def test_cond_and_uncond_in_one_call_and_in_two_give_the_same_latents(host, apply):
     one_call, two_calls = host.adapter.load_demo_model(), host.adapter.load_demo_model()
     two_calls.model.memory_usage_factor = 1e12  # the host splits what does not fit its estimate of the memory

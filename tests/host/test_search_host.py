@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -280,9 +282,16 @@ def test_another_guidance_scale_or_size_is_said_refused_or_off(host, demo_model)
 
 
 def test_spec_opens_the_same_back_end_again(plain, cache):
-    from search_tools.backend import open_backend
+    from search_tools.reopen import OwnHost, reopen
+    from search_tools.settings import SearchSettings
 
-    again = open_backend(json.loads(json.dumps(plain.spec)), plain.settings)
+    kept = SearchSettings.of(plain, 2.0, 16).as_dict()
+    stored = SearchSettings.from_dict(json.loads(json.dumps(kept)))
+    with pytest.raises(FlexiError, match="give the folder of yours, --comfyui"):
+        reopen(stored)
+    own = OwnHost(*(value and Path(value) for value in (plain.spec["comfyui"], plain.spec["base_directory"])))
+    foreign = {**stored.backend, "comfyui": "/of/another", "base_directory": "/of/another"}
+    again = reopen(replace(stored, backend=foreign), own)
     assert again.identity == plain.identity and again.settings == plain.settings
     assert torch.equal(again.sample(MIXED, 3, 1).latents, plain.sample(MIXED, 3, 1).latents)
 
@@ -575,7 +584,7 @@ def test_fresh_process_brings_the_host_up_and_says_what_is_missing(base, checkou
 
 
 def test_names_of_results_are_kept_apart(host):
-    from search_tools.comfyui import file_stem
+    from flexi_core.files import file_stem
 
     names = ["my graph", "my_graph", "猫", "犬", "a/b", "a\\b", "a:b", "?", "!", "Wan 2.2 (14B)"]
     stems = [file_stem(name) for name in names]
