@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -41,7 +41,7 @@ from .report import RunReport
 from .run import Run, processor_time
 from .sampler import PLAIN, SamplerTraits, Solver, probe
 from .schedule import Schedule
-from .schedule_file import size_text
+from .schedule_file import size_text, teacher_from
 from .transformer_steps import ModelCall
 from .unet_steps import NetworkCall, block_count
 
@@ -244,9 +244,10 @@ class _OuterSample:
         top = getattr(guider.model_patcher.get_model_object("model_sampling"), "sigma_max", None)
         top = None if top is None else float(top)
         grid = _grid_mismatches(schedule, levels, top)
+        teacher = teacher_from(schedule, window_of(schedule, levels, top) or 0)
         others = [
-            *_teacher_mismatches(schedule, guider.model_patcher, solve.name),
-            *_setting_mismatches(schedule, getattr(guider, "cfg", None), shape),
+            *_teacher_mismatches(teacher, guider.model_patcher, solve.name),
+            *_setting_mismatches(teacher, getattr(guider, "cfg", None), shape),
         ]
         differences = [*grid, *others]
         if differences and self.on_mismatch == "refuse":
@@ -372,16 +373,15 @@ def _grid_mismatches(schedule: Schedule, sigmas: Sequence[float], top: float | N
     return []
 
 
-def _teacher_mismatches(schedule: Schedule, model: comfy.model_patcher.ModelPatcher, sampler: str) -> list[str]:
+def _teacher_mismatches(teacher: Mapping[str, Any], model: comfy.model_patcher.ModelPatcher, sampler: str) -> list[str]:
     """Return in words how a run's sampler and network differ from the teacher in a schedule's file.
 
     Args:
-        schedule: with or without a file's information.
+        teacher: in a schedule's file; empty where there is none.
         model: the run's.
         sampler: name of the run's sampler function, without `sample_`; empty when not known.
     """
-    teacher, found = schedule.info.get("teacher", {}), []
-    wanted = teacher.get("sampler")
+    found, wanted = [], teacher.get("sampler")
     if wanted and sampler and sampler not in (wanted, _SAME_FUNCTION.get(wanted)):
         found.append(f"the sampler was {wanted}, the run's is {sampler}")
     network = model.get_model_object("diffusion_model")
@@ -395,16 +395,15 @@ def _teacher_mismatches(schedule: Schedule, model: comfy.model_patcher.ModelPatc
     return found
 
 
-def _setting_mismatches(schedule: Schedule, cfg: float | None, shape: Sequence[int]) -> list[str]:
+def _setting_mismatches(teacher: Mapping[str, Any], cfg: float | None, shape: Sequence[int]) -> list[str]:
     """Return in words how a run's guidance scale and its latent's size differ from those in a schedule's file.
 
     Args:
-        schedule: with or without a file's information.
+        teacher: in a schedule's file; empty where there is none.
         cfg: the run's; None where its guider has none.
         shape: of the run's latent [B, C, ..., H, W].
     """
-    teacher, found = schedule.info.get("teacher", {}), []
-    wanted = teacher.get("cfg")
+    found, wanted = [], teacher.get("cfg")
     if wanted is not None and cfg is not None and not math.isclose(wanted, cfg, rel_tol=1e-3):
         found.append(f"the guidance scale was {wanted:g}, the run's is {cfg:g}")
     size = teacher.get("size")
