@@ -1,7 +1,7 @@
 """The ComfyUI back end: the search on a user's own run, sampled by the host's own nodes under the pack's own adapter.
 
 A workflow's sampling node is taken with everything that the host's executor computes for it; a candidate is that very node,
-called with a model that carries the candidate's schedule.
+called with a model that carries the candidate's schedule. Several nodes that share a run are taken together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch
 
 from flexi_core.cost import NetworkCost
 from flexi_core.errors import FlexiError
-from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.presets import all_full
 from flexi_core.replay import Replay
 from flexi_core.run import StepRecord
@@ -30,10 +29,12 @@ from . import workflow
 from .backend import Features, SampleProgress
 from .batches import BatchedBackend
 from .comfyui_host import open_host
-from .comfyui_node import SamplingNode, model_of
-from .fitting import Observe
+from .comfyui_node import SamplingNode
+from .comfyui_run import SamplingRun
+from .fitting import BlendFitter, Observe, Observed
 from .saved_workflow import is_saved, to_api
 from .teacher import TeacherSettings, TeacherStore
+from .windows import WindowFitter
 
 log = logging.getLogger(__name__)
 
@@ -94,22 +95,26 @@ class ComfyBackend(BatchedBackend):
         graphs = [workflow.with_prompt(self._graph, sampler, text, self._host.define) for text in prompts] or [self._graph]
         decoder = workflow.find_decoder(self._graph, sampler)
         self._vae = None if decoder is None else self._host.evaluate(self._graph, decoder, ("vae",))["vae"]
+        names = workflow.find_run(self._graph, sampler)
         # One for each prompt; what they have in common was computed once.
-        inputs = [self._host.evaluate(each, sampler) for each in graphs]
+        inputs = {name: [self._host.evaluate(workflow.begun(each, name, names), name) for each in graphs] for name in names}
         from flexi_core import host  # it imports the host, which is there only now
 
         self._apply_schedule, self._packed = host.apply_schedule, host.packed
-        self._node = SamplingNode(self._host, self._graph, sampler, inputs)
-        self.sigmas, self._model = self._node.sigmas, self._node.model
-        self.settings = TeacherSettings(self._node.sampler, self._node.scheduler, self._node.steps, self._node.cfg)
+        self._run = SamplingRun([SamplingNode(self._host, self._graph, name, inputs[name]) for name in names])
+        first, self._last = self._run.nodes[0], self._run.nodes[-1]
+        self.sigmas, self.cuts, self._model = self._run.sigmas, self._run.cuts, self._last.model
+        self.settings = TeacherSettings(first.sampler, first.scheduler, len(self.sigmas) - 1, first.cfg)
         # Latents of several streams, as of pictures and sound, are packed into one; people look at the first stream.
-        streams, latent = self._node.inputs[0]["latent_image"]["samples"], self._node.latent
+        streams, latent = first.inputs[0]["latent_image"]["samples"], first.latent
         self._packs = bool(getattr(streams, "is_nested", False))
         self._latent_shape = tuple((streams.unbind()[0] if self._packs else latent).shape[1:])
         self.features = self._features(clip_vision, latent)
-        made_from = self._node.unseeded, str(self._model.load_device)
+        made_from = [each for node in self._run.nodes for each in node.unseeded], str(self._model.load_device)
         self._store = TeacherStore(self.settings, {**self.identity, "inputs": _digest(made_from)[:16]}, store_folder)
-        if self._node.is_noiseless:
+        if self._run.words:
+            log.warning(self._run.words)
+        if first.is_noiseless:
             log.warning("the sampling node adds no noise: every seed may give the same picture")
 
     @property
@@ -120,42 +125,38 @@ class ComfyBackend(BatchedBackend):
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the teacher's samples; also the teacher's part of a schedule file."""
-        from flexi_core.host import patches_note, unpatched_weights
-
-        network = self._model.get_model_object("diffusion_model")
-        identity = {
+        return {
             "model": "comfyui",
-            "architecture": architecture_fingerprint(network),
-            "weights": weights_fingerprint(network, unpatched_weights(self._model)),
+            **self._run.teacher,
             "sampler": self.settings.sampler,
             "scheduler": self.settings.scheduler,
             "steps": self.settings.steps,
             "sigmas": [float(sigma) for sigma in self.sigmas],
-            "cfg": self.settings.cfg,
             "size": list(self._latent_shape[-2:]),
             "prompts": hashlib.sha256("\n".join(self._spec["prompts"]).encode()).hexdigest()[:16],
-            "workflow": workflow.digest(self._graph, self._node.name),
+            "workflow": workflow.digest(self._graph, self._last.name),
         }
-        # What changes the weights for a while, as a LoRA; `weights` are the original ones.
-        patches = patches_note(self._model)
-        return {**identity, "patches": patches} if patches else identity
 
     @cached_property
     def traits(self) -> SamplerTraits:
         """What the sampler does on the run's noise levels; Euler's, where it cannot be tried."""
         from flexi_core.host import HostSolver
 
-        return probe(HostSolver(self._node.run_sampler, self._model), self.sigmas.tolist()) or PLAIN
+        return probe(HostSolver(self._last.run_sampler, self._model), self.sigmas.tolist()) or PLAIN
 
     @property
     def most_fitted(self) -> int:
         """Samples that blends are fitted on."""
         return self._most_fitted_under_noise if self.traits.draws_noise else self._most_fitted
 
+    def make_fitter(self, observed: Observed) -> BlendFitter | WindowFitter:
+        """Return what fits schedules: of several nodes, window by window."""
+        return WindowFitter(observed, self.traits, self._run.edges) if self.cuts else super().make_fitter(observed)
+
     @cached_property
     def cost(self) -> NetworkCost:
         """MACs of one row, full and at every partial depth."""
-        cost = self._node.probed.cost
+        cost = self._last.probed.cost
         if cost is None:
             log.warning("the network's MACs cannot be counted: every computed step is taken to cost the same")
             return NetworkCost(1.0)
@@ -179,7 +180,7 @@ class ComfyBackend(BatchedBackend):
         """Return what people look at [N, C, H, W], -1..1: decoded where the workflow decodes, of a film the middle frame."""
         latents = self._first_stream(latents)
         if self._vae is None:
-            return latents
+            return latents[:, :, latents.shape[2] // 2] if latents.ndim == 5 else latents
         images = torch.cat([self._vae.decode(row[None]).cpu() for row in latents])  # [N, (T,) H, W, C]
         images = images[:, images.shape[1] // 2] if images.ndim == 5 else images
         return images.movedim(-1, 1) * 2 - 1
@@ -200,7 +201,7 @@ class ComfyBackend(BatchedBackend):
             return PooledLatents(self._first_stream)
         # A schedule that the workflow's own graph puts on the model is none of the features' business.
         model, _ = self._apply_schedule(self._model, all_full(1))
-        return features_of(model, self._node.conditioning, latent)
+        return features_of(model, self._last.conditioning, latent)
 
     def draw_batch(
         self,
@@ -210,24 +211,20 @@ class ComfyBackend(BatchedBackend):
         *,
         steps: int | None,
         progress: SampleProgress | None,
-        replay: Callable[[], Replay] | None,
+        replay: Callable[..., Replay] | None,
         observe: Observe | None,
     ) -> tuple[torch.Tensor, list[StepRecord]]:
         """Sample one picture; see `BatchedBackend.draw_batch`, and `SamplingNode.with_steps` for another step count."""
-        kind, inputs = self._node.kind, self._node.inputs_of(seed)
-        if steps is not None:
-            kind, inputs = self._node.with_steps(inputs, steps)
-        patched, handle = self._apply_schedule(model_of(inputs), schedule, replay=replay, observe=observe)
-        latent = self._node.run(inputs, patched, seed, progress, kind)
-        if handle.report is None or handle.report.run is None:
-            notes = " ".join(handle.report.notes) if handle.report else "it made no run"
-            raise FlexiError(f"node {self._node.name} ({self._node.kind}) did not sample under the schedule: {notes}")
-        return self._packed(latent["samples"]).detach().cpu(), handle.report.run.records
+        latent, records = self._run.sample(
+            schedule, seed, self._apply_schedule, steps=steps, progress=progress, replay=replay, observe=observe
+        )
+        return self._packed(latent["samples"]).detach().cpu(), records
 
     @cached_property
     def replays(self) -> bool:
         """Whether a prediction depends on its step alone, as far as can be seen; guidance with a memory does not."""
-        listening = [name for name in _LISTENERS if self._model.model_options.get(name)]
+        options = [node.model.model_options for node in self._run.nodes]
+        listening = [name for name in _LISTENERS if any(each.get(name) for each in options)]
         if listening:
             log.info("predictions are not reused: the model has %s", ", ".join(listening))
         return not listening

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from flexi_core.errors import FlexiError
+from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.presets import all_full
 from flexi_core.report import RunReport
 
@@ -83,6 +85,11 @@ class SamplingNode:
         return inputs.get("add_noise") in ("disable", False) or type(inputs.get("noise")).__name__ == "Noise_EmptyNoise"
 
     @property
+    def said(self) -> str:
+        """What it is, for messages."""
+        return f"node {self.name} ({self.kind})"
+
+    @property
     def conditioning(self) -> list:
         """The CONDITIONING under which latents are read: the negative one, where there is none the positive."""
         inputs = self.inputs[0]
@@ -124,6 +131,20 @@ class SamplingNode:
             values |= {"model": model, workflow.SEEDS[kind]: seed}
         return self._host.call(kind, values, progress)[0]
 
+    @cached_property
+    def teacher(self) -> dict[str, Any]:
+        """What a schedule's file says of its model and settings."""
+        from flexi_core.host import patches_note, unpatched_weights
+
+        network, patches = self.model.get_model_object("diffusion_model"), patches_note(self.model)
+        said = {
+            "architecture": architecture_fingerprint(network),
+            "weights": weights_fingerprint(network, unpatched_weights(self.model)),
+            "cfg": self.cfg,
+        }
+        # What changes the weights for a while, as a LoRA; `weights` are the original ones.
+        return {**said, "patches": patches} if patches else said
+
     def with_steps(self, inputs: Mapping[str, Any], steps: int) -> tuple[str, dict[str, Any]]:
         """Return the class and the inputs of a node that samples the same run in another number of steps.
 
@@ -163,7 +184,7 @@ class SamplingNode:
         latent = packed(self.run(self.inputs[0], patched, 0, None)["samples"]).detach().cpu()
         if handle.report is None or handle.report.run is None:
             notes = " ".join(handle.report.notes) if handle.report else "the sampling node made no run"
-            raise FlexiError(f"node {self.name} ({self.kind}) cannot be searched for: {notes}")
+            raise FlexiError(f"{self.said} cannot be searched for: {notes}")
         return levels[0], samplers[0], handle.report, latent
 
 
