@@ -22,7 +22,7 @@ import comfy.model_patcher
 import comfy.samplers
 import comfy.supported_models_base
 import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP
 
 from .cache import PLACES, CachePolicy
 from .control_steps import ShallowControl
@@ -62,6 +62,7 @@ class RunHandle:
 
     def __init__(self) -> None:
         self._reports: deque[tuple[str, RunReport]] = deque(maxlen=_REPORTS_KEPT)
+        self.leads = False  # whether this model's own schedule is around the run that is made
 
     @property
     def report(self) -> RunReport | None:
@@ -72,6 +73,15 @@ class RunHandle:
         """Return the report of the run that made a latent (see `packed`); the last run's where none of those kept did."""
         digest = _digest(latent)
         return next((report for made, report in reversed(self._reports) if made == digest), self.report)
+
+    def see_start(self, _: comfy.model_patcher.ModelPatcher) -> None:
+        """Say so where the model is made ready for a run that another model leads: it is the second one of a guider."""
+        if not self.leads:
+            note = (
+                "The schedule did not run: this model is the second one of its guider, and the first one's schedule is for "
+                "both. Put Flexi Apply before the first."
+            )
+            self.keep(lambda: RunReport(None, 0.0, [note]), torch.zeros(0), 0.0)
 
     def keep(self, report: Callable[[], RunReport], latent: torch.Tensor, seconds: float) -> None:
         """Add the report of a run that came to its end, with the latent that it made in some seconds; this never raises."""
@@ -128,6 +138,8 @@ def apply_schedule(
     for kind, wrapper in wrappers.items():
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
+    clone.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
+    clone.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, handle.see_start)
     return clone, handle
 
 
@@ -155,8 +167,8 @@ class _Laid:
 class _HostRun:
     """The run with what the adapter has to remember of it; lives in the run's own model options."""
 
-    def __init__(self, run: Run, post_cfg_functions: int) -> None:
-        self.run, self.post_cfg_functions = run, post_cfg_functions
+    def __init__(self, run: Run, post_cfg_functions: int, has_two_models: bool) -> None:
+        self.run, self.post_cfg_functions, self.has_two_models = run, post_cfg_functions, has_two_models
 
 
 class _OuterSample:
@@ -176,7 +188,14 @@ class _OuterSample:
         self.observe = observe
         self.notes = ("The schedule takes the place of an earlier one on this model.",) if earlier else ()
 
-    def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    def __call__(self, executor, *args, **kwargs):
+        self.handle.leads = True
+        try:
+            return self._sample(executor, *args, **kwargs)
+        finally:
+            self.handle.leads = False
+
+    def _sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         keep_outside()
         guider = executor.class_obj
         solve = HostSolver(sampler, guider.model_patcher)
@@ -196,13 +215,18 @@ class _OuterSample:
             seconds = time.perf_counter() - began
             self.handle.keep(lambda: RunReport(None, seconds, notes, laid.words), latent, seconds)
             return latent
+        if others := _other_models(guider):
+            notes.append(
+                f"The guider asks a second model ({', '.join(others)}): the schedule covers it too, and its MACs are counted "
+                "as the first one's."
+            )
         stopwatch = _stopwatch(guider.model_patcher.load_device)
         counted = {"optimized_attention_override": _counted_attention}
         observer = self.observe and self.observe(plan, solve)
         run = Run(plan, stopwatch, self.policy, counted, self.replay and self.replay(), observer)
         options = guider.model_options.setdefault("transformer_options", {})
         post_cfg = len(guider.model_options.get("sampler_post_cfg_function", ()))
-        options[KEY] = _HostRun(run, post_cfg)
+        options[KEY] = _HostRun(run, post_cfg, bool(others))
         try:
             latent = executor(noise, latent_image, sampler, plan.sampled(sigmas), *args, **kwargs)
         finally:
@@ -264,6 +288,15 @@ class _OuterSample:
             words.insert(0, plan.lost + advice)
         # How it was mapped says all about another grid.
         return _Laid(plan, tuple(words), tuple(_other_run(others)), resolved)
+
+
+def _other_models(guider: Any) -> list[str]:
+    """Return the names under which a guider holds models beside the one that it samples with."""
+    return [
+        name
+        for name, value in vars(guider).items()
+        if isinstance(value, comfy.model_patcher.ModelPatcher) and value is not guider.model_patcher
+    ]
 
 
 def _stood_down(reason: str) -> _Laid:
@@ -492,7 +525,9 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
         views: dict[int, ShallowControl] = {}  # conditionings that share a control net still share it
         conds = [cond and [_with_shallow_control(entry, depth, views) for entry in cond] for cond in conds]
     if len(conds) != 2 or any(cond is None for cond in conds):
-        if len(conds) > 1:
+        if host_run.has_two_models:
+            run.guides_itself(sigma, "the guider has two models")
+        elif len(conds) > 1:
             unguided = "the run is not guided" if len(conds) == 2 else f"the guider has {len(conds)} conditionings, not two"
             run.guides_itself(sigma, unguided)
         return executor(model, conds, x_in, timestep, model_options)
