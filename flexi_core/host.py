@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ import comfy.model_patcher
 import comfy.samplers
 import comfy.supported_models_base
 import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP
 
 from .cache import PLACES, CachePolicy
 from .control_steps import ShallowControl
@@ -41,7 +41,7 @@ from .report import RunReport
 from .run import Run, processor_time
 from .sampler import PLAIN, SamplerTraits, Solver, probe
 from .schedule import Schedule
-from .schedule_file import size_text
+from .schedule_file import size_text, teacher_from
 from .transformer_steps import ModelCall
 from .unet_steps import NetworkCall, block_count
 
@@ -62,6 +62,7 @@ class RunHandle:
 
     def __init__(self) -> None:
         self._reports: deque[tuple[str, RunReport]] = deque(maxlen=_REPORTS_KEPT)
+        self.leads = False  # whether this model's own schedule is around the run that is made
 
     @property
     def report(self) -> RunReport | None:
@@ -72,6 +73,15 @@ class RunHandle:
         """Return the report of the run that made a latent (see `packed`); the last run's where none of those kept did."""
         digest = _digest(latent)
         return next((report for made, report in reversed(self._reports) if made == digest), self.report)
+
+    def see_start(self, _: comfy.model_patcher.ModelPatcher) -> None:
+        """Say so where the model is made ready for a run that another model leads: it is the second one of a guider."""
+        if not self.leads:
+            note = (
+                "The schedule did not run: this model is the second one of its guider, and the first one's schedule is for "
+                "both. Put Flexi Apply before the first."
+            )
+            self.keep(lambda: RunReport(None, 0.0, [note]), torch.zeros(0), 0.0)
 
     def keep(self, report: Callable[[], RunReport], latent: torch.Tensor, seconds: float) -> None:
         """Add the report of a run that came to its end, with the latent that it made in some seconds; this never raises."""
@@ -128,6 +138,8 @@ def apply_schedule(
     for kind, wrapper in wrappers.items():
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
+    clone.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
+    clone.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, handle.see_start)
     return clone, handle
 
 
@@ -155,8 +167,8 @@ class _Laid:
 class _HostRun:
     """The run with what the adapter has to remember of it; lives in the run's own model options."""
 
-    def __init__(self, run: Run, post_cfg_functions: int) -> None:
-        self.run, self.post_cfg_functions = run, post_cfg_functions
+    def __init__(self, run: Run, post_cfg_functions: int, has_two_models: bool) -> None:
+        self.run, self.post_cfg_functions, self.has_two_models = run, post_cfg_functions, has_two_models
 
 
 class _OuterSample:
@@ -176,7 +188,14 @@ class _OuterSample:
         self.observe = observe
         self.notes = ("The schedule takes the place of an earlier one on this model.",) if earlier else ()
 
-    def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    def __call__(self, executor, *args, **kwargs):
+        self.handle.leads = True
+        try:
+            return self._sample(executor, *args, **kwargs)
+        finally:
+            self.handle.leads = False
+
+    def _sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         keep_outside()
         guider = executor.class_obj
         solve = HostSolver(sampler, guider.model_patcher)
@@ -196,13 +215,18 @@ class _OuterSample:
             seconds = time.perf_counter() - began
             self.handle.keep(lambda: RunReport(None, seconds, notes, laid.words), latent, seconds)
             return latent
+        if others := _other_models(guider):
+            notes.append(
+                f"The guider asks a second model ({', '.join(others)}): the schedule covers it too, and its MACs are counted "
+                "as the first one's."
+            )
         stopwatch = _stopwatch(guider.model_patcher.load_device)
         counted = {"optimized_attention_override": _counted_attention}
         observer = self.observe and self.observe(plan, solve)
         run = Run(plan, stopwatch, self.policy, counted, self.replay and self.replay(), observer)
         options = guider.model_options.setdefault("transformer_options", {})
         post_cfg = len(guider.model_options.get("sampler_post_cfg_function", ()))
-        options[KEY] = _HostRun(run, post_cfg)
+        options[KEY] = _HostRun(run, post_cfg, bool(others))
         try:
             latent = executor(noise, latent_image, sampler, plan.sampled(sigmas), *args, **kwargs)
         finally:
@@ -246,9 +270,10 @@ class _OuterSample:
         top = getattr(guider.model_patcher.get_model_object("model_sampling"), "sigma_max", None)
         top = None if top is None else float(top)
         grid = _grid_mismatches(schedule, levels, top)
+        teacher = teacher_from(schedule, window_of(schedule, levels, top) or 0)
         others = [
-            *_teacher_mismatches(schedule, guider.model_patcher, solve.name),
-            *_setting_mismatches(schedule, getattr(guider, "cfg", None), shape),
+            *_teacher_mismatches(teacher, guider.model_patcher, solve.name),
+            *_setting_mismatches(teacher, getattr(guider, "cfg", None), shape),
         ]
         differences = [*grid, *others]
         if differences and self.on_mismatch == "refuse":
@@ -265,6 +290,15 @@ class _OuterSample:
             words.insert(0, plan.lost + advice)
         # How it was mapped says all about another grid.
         return _Laid(plan, tuple(words), tuple(_other_run(others)), resolved)
+
+
+def _other_models(guider: Any) -> list[str]:
+    """Return the names under which a guider holds models beside the one that it samples with."""
+    return [
+        name
+        for name, value in vars(guider).items()
+        if isinstance(value, comfy.model_patcher.ModelPatcher) and value is not guider.model_patcher
+    ]
 
 
 def _stood_down(reason: str) -> _Laid:
@@ -380,16 +414,15 @@ def _grid_mismatches(schedule: Schedule, sigmas: Sequence[float], top: float | N
     return []
 
 
-def _teacher_mismatches(schedule: Schedule, model: comfy.model_patcher.ModelPatcher, sampler: str) -> list[str]:
+def _teacher_mismatches(teacher: Mapping[str, Any], model: comfy.model_patcher.ModelPatcher, sampler: str) -> list[str]:
     """Return in words how a run's sampler and network differ from the teacher in a schedule's file.
 
     Args:
-        schedule: with or without a file's information.
+        teacher: in a schedule's file; empty where there is none.
         model: the run's.
         sampler: name of the run's sampler function, without `sample_`; empty when not known.
     """
-    teacher, found = schedule.info.get("teacher", {}), []
-    wanted = teacher.get("sampler")
+    found, wanted = [], teacher.get("sampler")
     if wanted and sampler and sampler not in (wanted, _SAME_FUNCTION.get(wanted)):
         found.append(f"the sampler was {wanted}, the run's is {sampler}")
     network = model.get_model_object("diffusion_model")
@@ -403,16 +436,15 @@ def _teacher_mismatches(schedule: Schedule, model: comfy.model_patcher.ModelPatc
     return found
 
 
-def _setting_mismatches(schedule: Schedule, cfg: float | None, shape: Sequence[int]) -> list[str]:
+def _setting_mismatches(teacher: Mapping[str, Any], cfg: float | None, shape: Sequence[int]) -> list[str]:
     """Return in words how a run's guidance scale and its latent's size differ from those in a schedule's file.
 
     Args:
-        schedule: with or without a file's information.
+        teacher: in a schedule's file; empty where there is none.
         cfg: the run's; None where its guider has none.
         shape: of the run's latent [B, C, ..., H, W].
     """
-    teacher, found = schedule.info.get("teacher", {}), []
-    wanted = teacher.get("cfg")
+    found, wanted = [], teacher.get("cfg")
     if wanted is not None and cfg is not None and not math.isclose(wanted, cfg, rel_tol=1e-3):
         found.append(f"the guidance scale was {wanted:g}, the run's is {cfg:g}")
     size = teacher.get("size")
@@ -501,7 +533,9 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
         views: dict[int, ShallowControl] = {}  # conditionings that share a control net still share it
         conds = [cond and [_with_shallow_control(entry, depth, views) for entry in cond] for cond in conds]
     if len(conds) != 2 or any(cond is None for cond in conds):
-        if len(conds) > 1:
+        if host_run.has_two_models:
+            run.guides_itself(sigma, "the guider has two models")
+        elif len(conds) > 1:
             unguided = "the run is not guided" if len(conds) == 2 else f"the guider has {len(conds)} conditionings, not two"
             run.guides_itself(sigma, unguided)
         return executor(model, conds, x_in, timestep, model_options)

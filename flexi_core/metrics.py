@@ -21,7 +21,7 @@ def psnr_db(images: torch.Tensor, reference: torch.Tensor, data_range: float = 2
     """Return the peak signal-to-noise ratio of each image [B], dB; inf where two images are equal.
 
     Args:
-        images, reference: [B, C, H, W] on the same scale.
+        images, reference: [B, ...] on the same scale: pictures, or latents of any shape.
         data_range: width of the scale, 2 for -1..1.
     """
     _check_pairs(images, reference)
@@ -47,7 +47,7 @@ def ssim(images: torch.Tensor, reference: torch.Tensor, data_range: float = 2.0)
         images, reference: [B, C, H, W] on the same scale.
         data_range: width of the scale, 2 for -1..1.
     """
-    _check_pairs(images, reference)
+    _check_pairs(images, reference, 4)
     x, y = (t.double().cpu().numpy() for t in (images, reference))
 
     def blur(a: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def ssim(images: torch.Tensor, reference: torch.Tensor, data_range: float = 2.0)
 
 
 def latent_mse(latents: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Return the mean squared error of each latent [B]."""
+    """Return the mean squared error of each latent [B], of any shape [B, ...]."""
     _check_pairs(latents, reference)
     return (latents.double() - reference.double()).square().flatten(1).mean(dim=1)
 
@@ -276,6 +276,6 @@ def _check_sets(features: torch.Tensor, reference: torch.Tensor, least: int, wha
     return a, b
 
 
-def _check_pairs(a: torch.Tensor, b: torch.Tensor) -> None:
-    if a.shape != b.shape or a.ndim != 4:
+def _check_pairs(a: torch.Tensor, b: torch.Tensor, ndim: int | None = None) -> None:
+    if a.shape != b.shape or a.ndim != (ndim or a.ndim):
         raise FlexiError(f"shapes {tuple(a.shape)} and {tuple(b.shape)}; paired measures need two equal [B, C, H, W]")

@@ -124,7 +124,8 @@ def made_for(schedule: Schedule) -> str:
     if teacher:
         steps = teacher.get("steps", len(schedule))
         parts = [" ".join(filter(None, [str(steps), teacher.get("sampler", ""), "steps"])), teacher.get("scheduler", "")]
-        parts += [f"cfg {teacher['cfg']:g}"] if "cfg" in teacher else []
+        scales = [f"{part['cfg']:g}" for part in (teacher, *teacher.get("stages", ())) if "cfg" in part]
+        parts += [f"cfg {' then '.join(scales)}"] if scales else []
         parts += [size_text(teacher["size"])] if teacher.get("size") else []
     results = [
         template.format(float(measured[key]))
@@ -134,6 +135,16 @@ def made_for(schedule: Schedule) -> str:
     run = f"made for {', '.join(filter(None, parts))}" if parts else ""
     words = "; ".join(filter(None, [run, ", ".join(results), _chosen_on(schedule.info.get("preset"))]))
     return shortened(visible(words, ""), _LONGEST_LINE)
+
+
+def teacher_from(schedule: Schedule, step: int) -> dict[str, Any]:
+    """Return what a file says of the teacher's run at a step, from 0: a run of several models says it of each stretch."""
+    teacher = schedule.info.get("teacher", {})
+    for stage in teacher.get("stages", ()):
+        if step < stage["steps"]:
+            return {**teacher, **stage}
+        step -= stage["steps"]
+    return teacher
 
 
 def _chosen_on(preset: Any) -> str:
@@ -160,15 +171,32 @@ def _with_sigmas(schedule: Schedule, sigmas: Any) -> Schedule:
     return replace(schedule, sigmas=found)
 
 
+def _check_settings(settings: dict[str, Any], name: str) -> None:
+    for key in ("architecture", "weights", "sampler", "scheduler"):
+        if key in settings and not isinstance(settings[key], str):
+            raise ScheduleError(f"{name}.{key} is {_quoted(settings[key])}; expected text")
+        if len(settings.get(key, "")) > _LONGEST_NAME:
+            raise ScheduleError(f"{name}.{key} has {len(settings[key])} characters; a name has at most {_LONGEST_NAME}")
+    if "cfg" in settings and not _is_number(settings["cfg"]):
+        raise ScheduleError(f"{name}.cfg is {_quoted(settings['cfg'])}; expected a number")
+
+
+def _check_stages(stages: Any, steps: int) -> None:
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise ScheduleError("teacher.stages is not a list of objects")
+    lengths = [stage.get("steps") for stage in stages]
+    if not all(_is_int(length) and length > 0 for length in lengths) or sum(lengths) != steps:
+        raise ScheduleError(
+            f"teacher.stages have steps {_quoted(lengths)}; expected whole numbers from 1, {steps} together"
+        )
+    for number, stage in enumerate(stages):
+        _check_settings(stage, f"teacher.stages[{number}]")
+
+
 def _check_teacher(teacher: dict[str, Any], steps: int) -> None:
-    text = ("architecture", "weights", "sampler", "scheduler")
-    for key in text:
-        if key in teacher and not isinstance(teacher[key], str):
-            raise ScheduleError(f"teacher.{key} is {_quoted(teacher[key])}; expected text")
-        if len(teacher.get(key, "")) > _LONGEST_NAME:
-            raise ScheduleError(f"teacher.{key} has {len(teacher[key])} characters; a name has at most {_LONGEST_NAME}")
-    if "cfg" in teacher and not _is_number(teacher["cfg"]):
-        raise ScheduleError(f"teacher.cfg is {_quoted(teacher['cfg'])}; expected a number")
+    _check_settings(teacher, "teacher")
+    if "stages" in teacher:
+        _check_stages(teacher["stages"], steps)
     if "steps" in teacher and not _is_int(teacher["steps"]):
         raise ScheduleError(f"teacher.steps is {_quoted(teacher['steps'])}; expected a whole number")
     size = teacher.get("size")

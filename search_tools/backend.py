@@ -77,6 +77,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def cuts(self) -> tuple[int, ...]:
+        """Steps at which one window of the run ends and the next begins; none of a run in one piece."""
+        ...
+
+    @property
     def cost(self) -> NetworkCost:
         """MACs of one row, full and at every partial depth."""
         ...

@@ -18,7 +18,7 @@ from flexi_core.sampler import SamplerTraits
 from flexi_core.schedule import Schedule
 
 from .backend import SampleProgress, Samples
-from .fitting import BlendFitter, Observe
+from .fitting import BlendFitter, Observe, Observed
 from .teacher import TeacherSettings, TeacherStore
 
 
@@ -33,6 +33,7 @@ class BatchedBackend(ABC):
     cost: NetworkCost
     batch = 16  # samples at once; more is no faster on a CPU
     most_fitted: int | None = None  # samples that blends are fitted on
+    cuts: tuple[int, ...] = ()  # steps at which one window of the run ends and the next begins
     replays = True  # whether a prediction depends on its step, its seeds and what went in alone
     _store: TeacherStore
 
@@ -45,7 +46,7 @@ class BatchedBackend(ABC):
         *,
         steps: int | None,
         progress: SampleProgress | None,
-        replay: Callable[[], Replay] | None,
+        replay: Callable[..., Replay] | None,
         observe: Observe | None,
     ) -> tuple[torch.Tensor, Sequence[StepRecord]]:
         """Return the latents [rows, ...] of samples seed, seed + 1, ... under a schedule, and what its steps computed.
@@ -56,7 +57,7 @@ class BatchedBackend(ABC):
             rows: how many samples, at most `batch`.
             steps: another step count than the teacher's.
             progress: called with the steps done and the steps in all.
-            replay: makes the run's view of a store.
+            replay: makes the run's view of a store; of a window of the run, by its number.
             observe: makes what follows the run's steps.
         """
 
@@ -131,6 +132,10 @@ class BatchedBackend(ABC):
         ) -> float:
             return self.observed(schedule, *batch, observe, predictions)[1]
 
+        return self.make_fitter(observed)
+
+    def make_fitter(self, observed: Observed) -> BlendFitter:
+        """Return what fits schedules to the teacher."""
         return BlendFitter(observed, self.traits)
 
     def _drawn(
@@ -145,7 +150,7 @@ class BatchedBackend(ABC):
     ) -> tuple[torch.Tensor, float]:
         """Return the latents [rows, ...] of a batch and the MACs spent on it, with what a store has where that suffices."""
 
-        def draw(replay: Callable[[], Replay] | None) -> tuple[torch.Tensor, float]:
+        def draw(replay: Callable[..., Replay] | None) -> tuple[torch.Tensor, float]:
             latents, records = self.draw_batch(
                 schedule, seed, rows, steps=steps, progress=progress, replay=replay, observe=observe
             )
@@ -153,7 +158,7 @@ class BatchedBackend(ABC):
 
         if predictions is not None and self.replays:
             try:
-                return draw(lambda: Replay(predictions, (seed, rows, steps)))
+                return draw(lambda *window: Replay(predictions, (seed, rows, steps, *window)))
             except ReplayMiss:
                 pass
         return draw(None)

@@ -1,12 +1,11 @@
 """The ComfyUI back end: the search on a user's own run, sampled by the host's own nodes under the pack's own adapter.
 
 A workflow's sampling node is taken with everything that the host's executor computes for it; a candidate is that very node,
-called with a model that carries the candidate's schedule.
+called with a model that carries the candidate's schedule. Several nodes that share a run are taken together.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 import math
@@ -20,10 +19,8 @@ import torch
 from flexi_core.cost import NetworkCost
 from flexi_core.errors import FlexiError
 from flexi_core.files import file_stem
-from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.presets import all_full
 from flexi_core.replay import Replay
-from flexi_core.report import RunReport
 from flexi_core.run import StepRecord
 from flexi_core.sampler import PLAIN, SamplerTraits, probe
 from flexi_core.schedule import Schedule
@@ -32,16 +29,17 @@ from . import workflow
 from .backend import Features, SampleProgress
 from .batches import BatchedBackend
 from .comfyui_host import open_host
-from .fitting import Observe
+from .comfyui_node import SamplingNode
+from .comfyui_run import SamplingRun
+from .fitting import BlendFitter, Observe, Observed
 from .saved_workflow import is_saved, to_api
 from .teacher import TeacherSettings, TeacherStore
+from .windows import WindowFitter
 
 log = logging.getLogger(__name__)
 
-_PROBED_STEPS = 3  # the shortest run that every sampler of the host makes
 # Functions of other packs that may remember what they saw: a prediction taken from a store would pass them by.
 _LISTENERS = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function", "model_function_wrapper")
-_UNNAMED = "custom"  # sigmas that no scheduler node made
 
 
 class ComfyBackend(BatchedBackend):
@@ -82,37 +80,41 @@ class ComfyBackend(BatchedBackend):
             workflow.find_sampler(workflow.checked(graph), node)  # where that fails, the host need not come up
         self._host = open_host(comfyui, base_directory)
         graph = workflow.checked(to_api(graph, self._host.define) if is_saved(graph) else graph)
-        self._node = workflow.find_sampler(graph, node)
-        graph = workflow.unmarked(workflow.reduced(graph, self._node), self._node)
+        sampler = workflow.find_sampler(graph, node)
+        graph = workflow.unmarked(workflow.reduced(graph, sampler), sampler)
         self._graph = workflow.with_paths(graph, self._host.options)
-        self._kind = self._graph[self._node]["class_type"]
         self._spec = {
             "comfyui": str(comfyui),
             "graph": self._graph,
-            "node": self._node,
+            "node": sampler,
             "prompts": list(prompts),
             "base_directory": base_directory,
             "clip_vision": clip_vision,
             "name": name,
         }
-        graphs = [workflow.with_prompt(self._graph, self._node, text, self._host.define) for text in prompts] or [self._graph]
-        decoder = workflow.find_decoder(self._graph, self._node)
+        graphs = [workflow.with_prompt(self._graph, sampler, text, self._host.define) for text in prompts] or [self._graph]
+        decoder = workflow.find_decoder(self._graph, sampler)
         self._vae = None if decoder is None else self._host.evaluate(self._graph, decoder, ("vae",))["vae"]
+        names = workflow.find_run(self._graph, sampler)
         # One for each prompt; what they have in common was computed once.
-        self._inputs = [_first_item(self._host.evaluate(each, self._node)) for each in graphs]
+        inputs = {name: [self._host.evaluate(workflow.begun(each, name, names), name) for each in graphs] for name in names}
         from flexi_core import host  # it imports the host, which is there only now
 
         self._apply_schedule, self._packed = host.apply_schedule, host.packed
-        self.sigmas, self._run_sampler, self._probe, latent = self._measure()
-        self.settings = TeacherSettings(self._sampler, self._scheduler, len(self.sigmas) - 1, self._cfg)
+        self._run = SamplingRun([SamplingNode(self._host, self._graph, name, inputs[name]) for name in names])
+        first, self._last = self._run.nodes[0], self._run.nodes[-1]
+        self.sigmas, self.cuts, self._model = self._run.sigmas, self._run.cuts, self._last.model
+        self.settings = TeacherSettings(first.sampler, first.scheduler, len(self.sigmas) - 1, first.cfg)
         # Latents of several streams, as of pictures and sound, are packed into one; people look at the first stream.
-        streams = self._inputs[0]["latent_image"]["samples"]
+        streams, latent = first.inputs[0]["latent_image"]["samples"], first.latent
         self._packs = bool(getattr(streams, "is_nested", False))
         self._latent_shape = tuple((streams.unbind()[0] if self._packs else latent).shape[1:])
         self.features = self._features(clip_vision, latent)
-        made_from = [_without_seed(each) for each in self._inputs], str(self._model.load_device)
+        made_from = [each for node in self._run.nodes for each in node.unseeded], str(self._model.load_device)
         self._store = TeacherStore(self.settings, {**self.identity, "inputs": _digest(made_from)[:16]}, store_folder)
-        if self._is_noiseless:
+        if self._run.words:
+            log.warning(self._run.words)
+        if first.is_noiseless:
             log.warning("the sampling node adds no noise: every seed may give the same picture")
 
     @property
@@ -123,42 +125,38 @@ class ComfyBackend(BatchedBackend):
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the teacher's samples; also the teacher's part of a schedule file."""
-        from flexi_core.host import patches_note, unpatched_weights
-
-        network = self._model.get_model_object("diffusion_model")
-        identity = {
+        return {
             "model": "comfyui",
-            "architecture": architecture_fingerprint(network),
-            "weights": weights_fingerprint(network, unpatched_weights(self._model)),
-            "sampler": self._sampler,
-            "scheduler": self._scheduler,
+            **self._run.teacher,
+            "sampler": self.settings.sampler,
+            "scheduler": self.settings.scheduler,
             "steps": self.settings.steps,
             "sigmas": [float(sigma) for sigma in self.sigmas],
-            "cfg": self._cfg,
             "size": list(self._latent_shape[-2:]),
             "prompts": hashlib.sha256("\n".join(self._spec["prompts"]).encode()).hexdigest()[:16],
-            "workflow": workflow.digest(self._graph, self._node),
+            "workflow": workflow.digest(self._graph, self._last.name),
         }
-        # What changes the weights for a while, as a LoRA; `weights` are the original ones.
-        patches = patches_note(self._model)
-        return {**identity, "patches": patches} if patches else identity
 
     @cached_property
     def traits(self) -> SamplerTraits:
         """What the sampler does on the run's noise levels; Euler's, where it cannot be tried."""
         from flexi_core.host import HostSolver
 
-        return probe(HostSolver(self._run_sampler, self._model), self.sigmas.tolist()) or PLAIN
+        return probe(HostSolver(self._last.run_sampler, self._model), self.sigmas.tolist()) or PLAIN
 
     @property
     def most_fitted(self) -> int:
         """Samples that blends are fitted on."""
         return self._most_fitted_under_noise if self.traits.draws_noise else self._most_fitted
 
+    def make_fitter(self, observed: Observed) -> BlendFitter | WindowFitter:
+        """Return what fits schedules: of several nodes, window by window."""
+        return WindowFitter(observed, self.traits, self._run.edges) if self.cuts else super().make_fitter(observed)
+
     @cached_property
     def cost(self) -> NetworkCost:
         """MACs of one row, full and at every partial depth."""
-        cost = self._probe.cost
+        cost = self._last.probed.cost
         if cost is None:
             log.warning("the network's MACs cannot be counted: every computed step is taken to cost the same")
             return NetworkCost(1.0)
@@ -182,7 +180,7 @@ class ComfyBackend(BatchedBackend):
         """Return what people look at [N, C, H, W], -1..1: decoded where the workflow decodes, of a film the middle frame."""
         latents = self._first_stream(latents)
         if self._vae is None:
-            return latents
+            return latents[:, :, latents.shape[2] // 2] if latents.ndim == 5 else latents
         images = torch.cat([self._vae.decode(row[None]).cpu() for row in latents])  # [N, (T,) H, W, C]
         images = images[:, images.shape[1] // 2] if images.ndim == 5 else images
         return images.movedim(-1, 1) * 2 - 1
@@ -192,44 +190,6 @@ class ComfyBackend(BatchedBackend):
         if not self._packs:
             return latents
         return latents[:, 0, : math.prod(self._latent_shape)].reshape(-1, *self._latent_shape)
-
-    @property
-    def _model(self) -> Any:
-        """The MODEL of the sampling node."""
-        inputs = self._inputs[0]
-        return inputs["guider"].model_patcher if "guider" in inputs else inputs["model"]
-
-    @property
-    def _sampler(self) -> str:
-        inputs = self._inputs[0]
-        if "sampler_name" in inputs:
-            return inputs["sampler_name"]
-        function = getattr(inputs["sampler"], "sampler_function", None)
-        return getattr(function, "__name__", type(inputs["sampler"]).__name__).removeprefix("sample_")
-
-    @property
-    def _scheduler(self) -> str:
-        found = workflow.find_value(self._graph, self._node, "scheduler")
-        return found if isinstance(found, str) else _UNNAMED
-
-    @property
-    def _cfg(self) -> float:
-        inputs = self._inputs[0]
-        return float(inputs["cfg"] if "cfg" in inputs else getattr(inputs["guider"], "cfg", 1.0))
-
-    @property
-    def _is_noiseless(self) -> bool:
-        inputs = self._inputs[0]
-        return inputs.get("add_noise") in ("disable", False) or type(inputs.get("noise")).__name__ == "Noise_EmptyNoise"
-
-    def _conditioning(self) -> list:
-        """Return the CONDITIONING under which latents are read: the negative one, where there is none the positive."""
-        inputs = self._inputs[0]
-        if "guider" not in inputs:
-            return inputs["negative"]
-        conds = inputs["guider"].original_conds
-        entries = conds.get("negative") or conds.get("positive") or next(iter(conds.values()))
-        return [[entry.get("cross_attn"), entry] for entry in entries]
 
     def _features(self, clip_vision: str | None, latent: torch.Tensor) -> Features:
         from .comfyui_features import ClipVisionFeatures, PooledLatents, features_of
@@ -241,29 +201,7 @@ class ComfyBackend(BatchedBackend):
             return PooledLatents(self._first_stream)
         # A schedule that the workflow's own graph puts on the model is none of the features' business.
         model, _ = self._apply_schedule(self._model, all_full(1))
-        return features_of(model, self._conditioning(), latent)
-
-    def _measure(self) -> tuple[torch.Tensor, Any, RunReport, torch.Tensor]:
-        """Return the run's noise levels [n + 1], its sampler, the report of its first steps, and their latent."""
-        levels: list[torch.Tensor] = []
-        samplers: list[Any] = []
-
-        def shorten(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-            levels.append(sigmas.detach().float().cpu().clone())
-            samplers.append(sampler)
-            # A copy: some samplers write to theirs.
-            return executor(noise, latent_image, sampler, sigmas[: _PROBED_STEPS + 1].clone(), *args, **kwargs)
-
-        from comfy.patcher_extension import WrappersMP
-
-        model = self._model.clone()
-        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "flexiffusion search", shorten)
-        patched, handle = self._apply_schedule(model, all_full(1))
-        latent = self._call(self._inputs[0], patched, 0, None)
-        if handle.report is None or handle.report.run is None:
-            notes = " ".join(handle.report.notes) if handle.report else "the sampling node made no run"
-            raise FlexiError(f"node {self._node} ({self._kind}) cannot be searched for: {notes}")
-        return levels[0], samplers[0], handle.report, latent
+        return features_of(model, self._last.conditioning, latent)
 
     def draw_batch(
         self,
@@ -273,91 +211,23 @@ class ComfyBackend(BatchedBackend):
         *,
         steps: int | None,
         progress: SampleProgress | None,
-        replay: Callable[[], Replay] | None,
+        replay: Callable[..., Replay] | None,
         observe: Observe | None,
     ) -> tuple[torch.Tensor, list[StepRecord]]:
-        """Sample one picture; see `BatchedBackend.draw_batch`.
-
-        Another step count is on the scheduler's own grid; where the sampling node is given its noise levels, on theirs,
-        resampled in log sigma.
-        """
-        kind, inputs = self._kind, self._inputs[seed % len(self._inputs)]
-        if steps is not None:
-            kind, inputs = self._with_steps(inputs, steps)
-        patched, handle = self._apply_schedule(self._model_of(inputs), schedule, replay=replay, observe=observe)
-        latent = self._call(inputs, patched, seed, progress, kind)
-        if handle.report is None or handle.report.run is None:
-            notes = " ".join(handle.report.notes) if handle.report else "it made no run"
-            raise FlexiError(f"node {self._node} ({self._kind}) did not sample under the schedule: {notes}")
-        return latent, handle.report.run.records
+        """Sample one picture; see `BatchedBackend.draw_batch`, and `SamplingNode.with_steps` for another step count."""
+        latent, records = self._run.sample(
+            schedule, seed, self._apply_schedule, steps=steps, progress=progress, replay=replay, observe=observe
+        )
+        return self._packed(latent["samples"]).detach().cpu(), records
 
     @cached_property
     def replays(self) -> bool:
         """Whether a prediction depends on its step alone, as far as can be seen; guidance with a memory does not."""
-        listening = [name for name in _LISTENERS if self._model.model_options.get(name)]
+        options = [node.model.model_options for node in self._run.nodes]
+        listening = [name for name in _LISTENERS if any(each.get(name) for each in options)]
         if listening:
             log.info("predictions are not reused: the model has %s", ", ".join(listening))
         return not listening
-
-    def _model_of(self, inputs: Mapping[str, Any]) -> Any:
-        return inputs["guider"].model_patcher if "guider" in inputs else inputs["model"]
-
-    def _call(
-        self, inputs: Mapping[str, Any], model: Any, seed: int, progress: SampleProgress | None, kind: str | None = None
-    ) -> torch.Tensor:
-        """Return the latent [1, ...] of the sampling node with another model and seed."""
-        kind, values = kind or self._kind, dict(inputs)
-        if "guider" in values:
-            guider = copy.copy(values["guider"])
-            guider.model_patcher, guider.model_options = model, model.model_options
-            noise = copy.copy(values["noise"])
-            noise.seed = seed
-            values |= {"guider": guider, "noise": noise}
-        else:
-            values |= {"model": model, workflow.SEEDS[kind]: seed}
-        return self._packed(self._host.call(kind, values, progress)[0]["samples"]).detach().cpu()
-
-    def _with_steps(self, inputs: Mapping[str, Any], steps: int) -> tuple[str, dict[str, Any]]:
-        """Return the class and the inputs of a node that samples the same run in another number of steps."""
-        whole = len(self.sigmas) - 1 == inputs.get("steps") and not inputs.get("start_at_step")
-        if self._kind == "KSampler" or (self._kind == "KSamplerAdvanced" and whole):
-            return self._kind, {**inputs, "steps": steps}
-        sigmas = resampled(self.sigmas, steps)
-        if self._kind != "KSamplerAdvanced":
-            return self._kind, {**inputs, "sigmas": sigmas}
-        # A window of a scheduler's steps has no shorter form that starts and ends at the same noise levels.
-        import comfy.samplers
-
-        kept = {name: inputs[name] for name in ("model", "cfg", "positive", "negative", "latent_image")}
-        sampler = comfy.samplers.sampler_object(inputs["sampler_name"])
-        return "SamplerCustom", {**kept, "add_noise": inputs["add_noise"] == "enable", "sampler": sampler, "sigmas": sigmas}
-
-
-def resampled(sigmas: torch.Tensor, steps: int) -> torch.Tensor:
-    """Return a grid [steps + 1] with the ends of another [n + 1] and its shape: evenly spread places on it, in log sigma.
-
-    A last 0 stays beside the levels, as in the host's own grids.
-    """
-    levels = sigmas[:-1] if sigmas[-1] == 0 else sigmas
-    count = steps if sigmas[-1] == 0 else steps + 1
-    places = torch.linspace(0, len(levels) - 1, count, dtype=torch.float64)
-    logs, low = levels.double().log(), places.floor().long()
-    high = (low + 1).clamp(max=len(levels) - 1)
-    grid = torch.lerp(logs[low], logs[high], places - low).exp().float()
-    return torch.cat([grid, torch.zeros(1)]) if sigmas[-1] == 0 else grid
-
-
-def _first_item(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return a sampling node's inputs with the first latent of a batch: each sample has one picture and a seed of its own."""
-    latent = dict(inputs["latent_image"])
-    for name in ("samples", "noise_mask", "batch_index"):
-        if latent.get(name) is not None:
-            latent[name] = latent[name][:1]
-    return {**inputs, "latent_image": latent}
-
-
-def _without_seed(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name not in workflow.SEEDS.values()}
 
 
 def _digest(value: Any) -> str:

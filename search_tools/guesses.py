@@ -51,7 +51,7 @@ def with_guesses(
         return space  # a run that diverges tells nothing of its neighbours
     if not space.front:
         return replace(space, guesses=tuple(sensitivities.plan(space, count)))
-    shares = [share for share in _FRONT if space.budget * share >= 2]
+    shares = [share for share in _FRONT if space.budget * share >= 2 + len(space.cuts)]
     cheaper = [replace(space, speedup=space.speedup / share, front=False) for share in shares]
     return replace(space, guesses=tuple(guess for each in cheaper for guess in sensitivities.plan(each, max(1, count // 3))))
 

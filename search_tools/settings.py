@@ -124,16 +124,23 @@ class SearchSettings:
             f"{self.strategy}-n{self.samples}-seed{self.seed}-{digest}"
         )
 
-    def space(self, cost: NetworkCost, sigmas: Sequence[float] | None = None, sampler: SamplerTraits = PLAIN) -> Space:
+    def space(
+        self,
+        cost: NetworkCost,
+        sigmas: Sequence[float] | None = None,
+        sampler: SamplerTraits = PLAIN,
+        cuts: Sequence[int] = (),
+    ) -> Space:
         """Return the space that is searched.
 
         Args:
             cost: of the network.
             sigmas: of the teacher [n + 1]; without them there is no family `levels`.
             sampler: what the teacher's does.
+            cuts: steps of the teacher at which one window of it ends and the next begins.
 
         Raises:
-            FlexiError: the sampler leaves nothing of the families.
+            FlexiError: the sampler or the windows leave nothing of the families.
         """
         return Space(
             self.teacher_settings.steps,
@@ -144,4 +151,5 @@ class SearchSettings:
             self.reuse_guidance,
             sigmas=None if sigmas is None else tuple(sigmas),
             **space_under(sampler),
+            cuts=tuple(cuts),
         )

@@ -54,6 +54,8 @@ class Space:
             the derivative alone.
         removes: whether null steps may be removed; without it there is no family `paper`.
         moves: whether schedules may have noise levels of their own; without it there is no family `levels`.
+        cuts: steps at which one window of the run ends and the next begins. A window begins with a full step, and its noise
+            levels are its own: there is the family `free` alone.
 
     Raises:
         FlexiError: no schedule is that cheap, a family is not known, or none is left.
@@ -70,6 +72,7 @@ class Space:
     bases: tuple[str, ...] = (DERIVATIVE,)
     removes: bool = True
     moves: bool = True
+    cuts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if unknown := set(self.families) - set(FAMILIES):
@@ -78,13 +81,26 @@ class Space:
             raise FlexiError(f"a speed-up of {self.speedup} is asked of {self.steps} steps; possible are 1 to {self.steps}")
         gone = {"levels"} if self.sigmas is None or not self.moves else set()
         gone |= set() if self.removes else {"paper"}
+        gone |= set(FAMILIES) - {"free"} if self.cuts else set()
         left = tuple(family for family in self.families if family not in gone)
+        if not left and self.cuts:
+            raise FlexiError(
+                f"nothing is left of the space {', '.join(self.families)}: each of the run's {len(self.cuts) + 1} windows "
+                "begins with a full step at its own noise level; choose the space free"
+            )
         if not left:
             raise FlexiError(
                 f"nothing is left of the space {', '.join(self.families)}: this sampler's noise would be another with "
                 f"{'moved noise levels' if self.families == ('levels',) else 'removed steps'}; choose another part of it"
             )
+        if self.full_steps <= len(self.cuts):
+            windows = len(self.cuts) + 1
+            raise FlexiError(
+                f"a speed-up of {self.speedup} leaves {self.full_steps} of {self.steps} steps, and each of the run's {windows} "
+                f"windows begins with a full one; possible are 1 to {self.steps / windows:g}"
+            )
         object.__setattr__(self, "families", left)
+        object.__setattr__(self, "moves", self.moves and not self.cuts)
 
     @property
     def budget(self) -> float:
@@ -185,9 +201,11 @@ class Space:
     @cached_property
     def _seeds(self) -> tuple[Schedule, ...]:
         found = [*self.guesses, *self._guesses()]
+        if self.cuts:
+            found = [self._repaired(schedule) for schedule in found]
         if self.front:
             for share in (0.75, 0.55, 0.4, 0.3, 0.2):
-                if self.budget * share >= 2:
+                if self.budget * share >= 2 + len(self.cuts):
                     cheaper = replace(self, speedup=self.speedup / share, front=False, guesses=())
                     found += cheaper._guesses()[:_GUESSES_AT_A_COST]
         return tuple({str(s): s for schedule in found for s in (self._in(basis, schedule) for basis in self.bases)}.values())
@@ -197,7 +215,7 @@ class Space:
         if "free" in self.families:
             for bend in (1.0, 1.25, 0.75, 1.5):
                 places = {round((self.steps - 1) * (1 - (1 - u) ** bend)) for u in np.linspace(0, 1, self.full_steps)}
-                found.append(self._build([_Gene(start) for start in sorted(places)], order=1))
+                found.append(self._build(self._trimmed([_Gene(start) for start in sorted(places)]), order=1))
         if "levels" in self.families:
             grids = (karras_levels(self.sigmas, self.full_steps, rho) for rho in _RHOS)
             found[1:1] = [at_levels(levels, self.sigmas) for levels in grids]
@@ -318,7 +336,7 @@ class Space:
                 widest = int(np.argmin(ratios))
                 levels.insert(widest + 1, levels[widest] * ratios[widest] ** 0.5)
             return self._in(self._basis(schedule), self._at_levels(levels[1:]))
-        genes = self._genes(schedule)
+        genes = self._cut(self._genes(schedule))
         while self._cost(genes) + 1 <= self.budget:
             segments = self._build(genes, 1).segments
             nulls = [len(segment) - segment.interval for segment in segments]
@@ -398,12 +416,20 @@ class Space:
             start += len(segment)
         return genes
 
+    def _cut(self, genes: Sequence[_Gene]) -> list[_Gene]:
+        """Return genes with a segment at the start of every window."""
+        genes = list(genes)
+        for cut in self.cuts:
+            if all(gene.start != cut for gene in genes):
+                genes = self._with_full(genes, cut)
+        return genes
+
     def _build(self, genes: Sequence[_Gene], order: int) -> Schedule:
-        segments = []
+        segments, genes = [], self._cut(genes)
         for gene, stop in zip(genes, [*(g.start for g in genes[1:]), self.steps], strict=True):
             partials = min(gene.partials, stop - gene.start - 1) if self.cost.partial_macs else 0
             nulls = stop - gene.start - 1 - partials
-            full, shallow = _CONDITIONAL if gene.reuses and gene.start else _BOTH
+            full, shallow = _CONDITIONAL if gene.reuses and gene.start not in (0, *self.cuts) else _BOTH
             null = gene.null if self.removes else StepKind.EXTRAPOLATED
             kinds = (full, *(shallow,) * partials, *(null,) * nulls)
             depth, forecast = (gene.depth, gene.forecast) if partials else (None, 0)
@@ -418,7 +444,7 @@ class Space:
         """Drop full steps at random, not the first nor the one to keep, and at last partial steps, until the budget holds."""
         kept = genes[keep] if keep < len(genes) else genes[0]
         while self._cost(genes) > self.budget:
-            droppable = [i for i, gene in enumerate(genes) if i and gene is not kept]
+            droppable = [i for i, gene in enumerate(genes) if i and gene is not kept and gene.start not in self.cuts]
             if not droppable:
                 return self._trimmed(genes)
             genes = [gene for i, gene in enumerate(genes) if i != droppable[rng.integers(len(droppable))]]
@@ -437,6 +463,7 @@ class Space:
 
     def _trimmed(self, genes: list[_Gene]) -> list[_Gene]:
         """Repair genes to the budget without a draw: partial steps go from the longest stretch, then full ones from crowds."""
+        genes = self._cut(genes)
         while self._cost(genes) > self.budget:
             intervals = [segment.interval for segment in self._build(genes, 1).segments]
             longest = int(np.argmax(intervals))
@@ -445,6 +472,7 @@ class Space:
                 continue
             starts = [gene.start for gene in genes]
             gaps = [b - a for a, b in zip(starts, [*starts[2:], self.steps + 1], strict=False)]
+            gaps = [np.inf if start in self.cuts else gap for start, gap in zip(starts[1:], gaps, strict=False)]
             genes = [gene for i, gene in enumerate(genes) if i != 1 + int(np.argmin(gaps))]
         return genes
 

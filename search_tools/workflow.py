@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,9 @@ def checked(data: Any) -> Graph:
 
 def unmarked(graph: Graph, sampler: str) -> Graph:
     """Return a graph without what makes no difference to a search: titles, and the seeds that each sample has of its own."""
-    noise = graph[sampler]["inputs"].get("noise")
-    seeded = {sampler, *([noise[0]] if _link(noise) else [])}
+    seeded = {*find_run(graph, sampler)}
+    noises = (graph[name]["inputs"].get("noise") for name in seeded)
+    seeded |= {noise[0] for noise in noises if _link(noise)}
     return {
         name: {
             "class_type": node["class_type"],
@@ -87,7 +88,7 @@ def unmarked(graph: Graph, sampler: str) -> Graph:
 
 
 def find_sampler(graph: Graph, node: str | None = None) -> str:
-    """Return the id of the sampling node, or of the one that was asked for.
+    """Return the id of the sampling node, or of the one that was asked for; the last of those that share a run.
 
     Raises:
         FlexiError: there is none, there are several to choose from, or the one asked for does not sample.
@@ -96,6 +97,9 @@ def find_sampler(graph: Graph, node: str | None = None) -> str:
     if not found:
         raise FlexiError(f"the workflow has no sampling node; a search needs one of {', '.join(SAMPLING)}")
     if node is None and len(found) > 1:
+        before = {_before(graph, name) for name in found}
+        found = [name for name in found if name not in before] or found
+    if node is None and len(found) > 1:
         listed = ", ".join(f"{name} ({_named(graph[name])})" for name in found)
         raise FlexiError(f"the workflow has {len(found)} sampling nodes: {listed}; choose one with --node")
     if node is not None and node not in found:
@@ -103,6 +107,71 @@ def find_sampler(graph: Graph, node: str | None = None) -> str:
         listed = ", ".join(f"{name} ({_named(graph[name])})" for name in found)
         raise FlexiError(f"{what}; the workflow's sampling nodes are: {listed}")
     return found[0] if node is None else node
+
+
+def find_run(graph: Graph, node: str) -> tuple[str, ...]:
+    """Return the ids of the sampling nodes that share a run, in order, up to a node of it.
+
+    A node that adds no noise goes on with the run of the node that its latent comes from.
+
+    Raises:
+        FlexiError: it goes on from something else than what a sampling node leaves.
+    """
+    run = [node]
+    while (before := _before(graph, run[0])) is not None and before not in run:
+        run.insert(0, before)
+    first = graph[run[0]]
+    latent = first["inputs"].get("latent_image")
+    if not _adds_noise(graph, run[0]) and _link(latent) and latent[0] in graph:
+        sampled = [name for name, each in upstream(graph, latent[0]).items() if each["class_type"] in SAMPLING]
+        if sampled:
+            raise FlexiError(_told_of_break(graph, run[0], latent, sampled[0]))
+    return tuple(run)
+
+
+def begun(graph: Graph, name: str, run: Sequence[str]) -> Graph:
+    """Return a graph in which a node of a run begins with the latent of the run's first: what it gets is computed unsampled.
+
+    Raises:
+        FlexiError: another input of it comes from a node of the run.
+    """
+    if name == run[0]:
+        return graph
+    latent = graph[run[0]]["inputs"].get("latent_image")
+    moved = {**graph, name: {**graph[name], "inputs": {**graph[name]["inputs"], "latent_image": latent}}}
+    if made := [other for other in run if other != name and other in upstream(moved, name)]:
+        raise FlexiError(
+            f"node {name} ({_named(graph[name])}) goes on with the run of node {made[0]} and has another input that is made of "
+            f"what that node samples; each sample would need its own, search node {made[0]} alone with --node {made[0]}"
+        )
+    return moved
+
+
+def _told_of_break(graph: Graph, name: str, latent: list, sampler: str) -> str:
+    """Return why a node that adds no noise is not searched for with the sampling node that its latent comes from."""
+    origin = graph[latent[0]]
+    found = f"node {name} ({_named(graph[name])}) adds no noise and goes on from node {latent[0]} ({_named(origin)})"
+    found += f", output {latent[1] + 1}" if latent[0] == sampler else f", which stands between it and node {sampler}"
+    return (
+        f"{found}: a search would compare one picture many times. Link its latent_image to the first output of node {sampler} "
+        f"({_named(graph[sampler])}), so that both are one run, or search that one alone with --node {sampler}"
+    )
+
+
+def _before(graph: Graph, name: str) -> str | None:
+    """Return the sampling node whose run a sampling node goes on with; None where it begins one."""
+    latent = graph[name]["inputs"].get("latent_image")
+    if _adds_noise(graph, name) or not _link(latent) or latent[1] != 0:
+        return None
+    return latent[0] if graph.get(latent[0], {}).get("class_type") in SAMPLING else None
+
+
+def _adds_noise(graph: Graph, name: str) -> bool:
+    """Return whether a sampling node adds noise of its own, as far as its graph says."""
+    inputs = graph[name]["inputs"]
+    noise = inputs.get("noise")
+    silent = _link(noise) and graph.get(noise[0], {}).get("class_type") == "DisableNoise"
+    return not silent and inputs.get("add_noise") not in ("disable", False)
 
 
 def upstream(graph: Graph, node: str) -> Graph:
@@ -196,9 +265,11 @@ def _text_behind(graph: Graph, name: str, sampler: str) -> tuple[str, tuple[str,
 
 
 def with_prompt(graph: Graph, sampler: str, prompt: str, define: Define = lambda kind: None) -> Graph:
-    """Return a graph with another positive prompt; see `find_texts`."""
-    name, texts = find_texts(graph, sampler, define)
-    return {**graph, name: {**graph[name], "inputs": {**graph[name]["inputs"], **dict.fromkeys(texts, prompt)}}}
+    """Return a graph with another positive prompt for all sampling nodes of a run; see `find_texts`."""
+    for node in find_run(graph, sampler):
+        name, texts = find_texts(graph, node, define)
+        graph = {**graph, name: {**graph[name], "inputs": {**graph[name]["inputs"], **dict.fromkeys(texts, prompt)}}}
+    return graph
 
 
 def with_paths(graph: Graph, options: Callable[[str, str], list]) -> Graph:

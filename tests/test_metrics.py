@@ -178,6 +178,14 @@ def test_paired_measures_refuse_what_is_no_pair(measure, other):
         measure(pictures(), other)
 
 
+def test_errors_are_of_latents_of_any_shape_and_similarity_of_pictures_alone():
+    films = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for measure in (psnr_db, latent_mse):
+        torch.testing.assert_close(measure(films, films * 0.5), measure(films.flatten(2, 3), films.flatten(2, 3) * 0.5))
+    with pytest.raises(FlexiError, match="paired measures"):
+        ssim(films, films)
+
+
 def test_kendalls_tau_by_hand():
     assert kendall_tau([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
     assert kendall_tau([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flexi_core import FlexiError, Schedule, load_schedule, save_schedule
-from flexi_core.schedule_file import MAX_BYTES, from_dict, to_dict
+from flexi_core.schedule_file import MAX_BYTES, from_dict, made_for, teacher_from, to_dict
 
 FILE = {
     "format": "flexiffusion-schedule",
@@ -117,6 +117,9 @@ def test_info_cannot_pose_as_the_schedule():
         (changed("teacher", "sampler", ["euler"]), r"teacher.sampler is \['euler'\]; expected text"),
         (changed("teacher", "scheduler", {}), "teacher.scheduler is {}; expected text"),
         (changed("teacher", "cfg", "7"), "teacher.cfg is '7'; expected a number"),
+        (changed("teacher", "stages", 2), "teacher.stages is not a list of objects"),
+        (changed("teacher", "stages", [{"steps": 2}]), r"teacher.stages have the steps \[2\]; expected .* 5 together"),
+        (changed("teacher", "stages", [{"steps": 2}, {"steps": 3, "weights": 1}]), r"teacher.stages\[1\].weights is 1"),
         (changed("teacher", "cfg", True), "teacher.cfg is True; expected a number"),
         (changed("teacher", "cfg", 10**400), "teacher.cfg is 1.*; expected a number"),
         (changed("teacher", "steps", 5.5), "teacher.steps is 5.5; expected a whole number"),
@@ -267,3 +270,14 @@ def test_saving_replaces_an_old_file(tmp_path):
     save_schedule(Schedule.parse("FX"), path)
     assert load_schedule(path) == Schedule.parse("FX")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_teacher_of_several_models_says_of_each_stretch_what_it_was():
+    data = changed("teacher", "stages", [{"steps": 2, "weights": "a", "cfg": 3.5}, {"steps": 3, "weights": "b", "cfg": 1}])
+    del data["teacher"]["cfg"], data["teacher"]["weights"]
+    schedule = from_dict(data)
+    assert [teacher_from(schedule, step)["weights"] for step in range(5)] == ["a", "a", "b", "b", "b"]
+    assert teacher_from(schedule, 2)["cfg"] == 1 and teacher_from(schedule, 2)["sampler"] == "euler"
+    assert made_for(schedule).startswith("made for 5 euler steps, normal, cfg 3.5 then 1, 32x32")
+    assert to_dict(schedule) == data
+    assert teacher_from(from_dict(FILE), 4) == FILE["teacher"] and teacher_from(Schedule.parse("FX"), 1) == {}

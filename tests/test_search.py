@@ -83,6 +83,26 @@ def test_genes_and_schedules_are_the_same_thing(families):
         assert all(distributions[name]._contains(distributions[name].to_internal_repr(v)) for name, v in genes.items())
 
 
+@pytest.mark.parametrize("strategy", ["search", "front", "guidance"])
+@pytest.mark.parametrize(("cuts", "speedup"), [((10,), 2.0), ((10,), 10.0), ((3, 11), 2.5), ((1, 2, 19), 4.0)])
+def test_every_window_of_a_cut_run_begins_with_a_full_step_within_the_budget(cuts, speedup, strategy):
+    space = Space(
+        20, speedup, COST, sigmas=_grid(20), cuts=cuts, front=strategy == "front", reuse_guidance=strategy == "guidance"
+    )
+    assert space.families == ("free",) and not space.moves
+    for schedule in [*space.seeds(), *_walk(space, 150)]:
+        assert len(schedule) == 20 and all(schedule.letters[cut] == "F" for cut in cuts)
+        assert space.spent(schedule) <= space.budget
+        assert str(space.decode(space.encode(schedule))) == str(schedule)
+
+
+def test_a_cut_run_keeps_a_full_step_for_each_window_and_has_no_other_space():
+    with pytest.raises(FlexiError, match="each of the run's 3 windows begins with a full one; possible are 1 to 6"):
+        Space(20, 10.0, COST, cuts=(5, 10))
+    with pytest.raises(FlexiError, match="nothing is left of the space paper: each of the run's 2 windows"):
+        Space(20, 2.0, COST, ("paper",), cuts=(10,))
+
+
 def test_the_papers_space_has_equal_segments_partial_steps_and_removed_nulls_only():
     space = Space(50, 5.0, COST, ("paper",))
     letters = set()

@@ -67,7 +67,7 @@ def _run(study: Study, backend: Backend, settings: SearchSettings, **how: Any) -
         space = with_guesses(
             study,
             backend,
-            settings.space(backend.cost, backend.identity["sigmas"], backend.traits),
+            settings.space(backend.cost, backend.identity["sigmas"], backend.traits, backend.cuts),
             settings.guesses,
             lambda done, total: bar("sensitivities", done, total),
         )

@@ -128,7 +128,7 @@ def search(
         guesses=guesses,
         move=move,
     )
-    wanted.space(backend.cost, backend.identity["sigmas"], backend.traits)  # refused before a study of it is made
+    wanted.space(backend.cost, backend.identity["sigmas"], backend.traits, backend.cuts)  # refused before a study of it is made
     if create_only:
         opened = open_study(storage, study or wanted.default_name, wanted)
         if as_json:

@@ -47,6 +47,52 @@ def test_a_guidance_patch_hears_both_halves(host, demo_model, cell, extra):
     cell(model, host.sample, REUSED, LETTERS)
 
 
+@pytest.fixture
+def by_two_models(host, demo_model, extra):
+    """A function of (model, second model) that samples under the guider that asks the second one without the prompt."""
+    guider_of, noise = extra("custom_sampler", "DualModelGuider"), host.noise()
+
+    def sample(model, second):
+        (guider,) = guider_of(model, host.positive, 3.0, second, host.negative)
+        sampler = host.comfy.samplers.sampler_object("euler")
+        return guider.sample(noise, torch.zeros_like(noise), sampler, host.sigmas(demo_model, "normal", 8), seed=0)
+
+    return sample
+
+
+@pytest.fixture
+def second_model(host, generated):
+    """The embedded network with other weights."""
+    model = host.adapter.load_demo_model()
+    generated(model.model.diffusion_model)
+    return model
+
+
+@pytest.mark.matrix("Conditioning", "DualModelGuider, the schedule on its first model")
+def test_a_schedule_on_the_first_of_two_models_covers_both(by_two_models, demo_model, second_model, cell, apply):
+    report = cell(demo_model, lambda model: by_two_models(model, second_model), "2*(F)|FPX@2|FPN@3")
+    assert not any(step.fallbacks for step in report.steps)
+    assert rows_by_step(report) == [4, 4, 4, 4, 0, 4, 4, 0]
+    assert "asks a second model (uncond_model_patcher): the schedule covers it too" in str(report)
+    model, handle = apply(demo_model, REUSED)
+    assert torch.equal(by_two_models(model, second_model), by_two_models(apply(demo_model, REUSED.upper())[0], second_model))
+    assert "the guidance cannot be reused: the guider has two models" in str(handle.report)
+
+
+@pytest.mark.matrix("Conditioning", "DualModelGuider, the schedule on its second model")
+def test_a_schedule_on_the_second_of_two_models_says_that_it_did_not_run(
+    by_two_models, demo_model, second_model, apply, record_property
+):
+    plain = by_two_models(demo_model, second_model)
+    second, handle = apply(second_model, "2*(F)|FPX@2|FPN@3")
+    latent = by_two_models(demo_model, second)
+    assert torch.equal(latent, plain)
+    assert "did not run: this model is the second one of its guider" in str(handle.report_of(latent))
+    first, lead = apply(demo_model, "8*(F)")
+    assert torch.equal(by_two_models(first, second), plain) and lead.report.letters == "F" * 8
+    record_property("does", "runs plainly and says so")
+
+
 @pytest.mark.matrix("Reused guidance", "PerpNegGuider, which has three conditionings")
 def test_a_guider_of_three_conditionings_runs_such_steps_in_full_and_says_so(host, demo_model, apply, extra, record_property):
     guider_of = extra("perpneg", "PerpNegGuider")

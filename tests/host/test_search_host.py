@@ -55,12 +55,12 @@ class SmallSdxl:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {}}
+        return {"required": {}, "optional": {"seed": ("INT", {"default": 0})}}
 
-    def load(self):
+    def load(self, seed=0):
         config, cpu = getattr(comfy.supported_models, self.TYPE)(self.NETWORK), torch.device("cpu")
         inner = config.get_model({}, device=cpu)
-        rng = torch.Generator().manual_seed(0)
+        rng = torch.Generator().manual_seed(seed)
         for name, value in inner.diffusion_model.named_parameters():
             drawn = torch.randn(value.shape, generator=rng)
             value.data.copy_(drawn * value[0].numel() ** -0.5 if value.ndim > 1 else drawn * 0.1 + name.endswith("weight"))
@@ -72,6 +72,12 @@ class SmallLtx(SmallSdxl):
     NETWORK = {"num_layers": 4, "attention_head_dim": 32, "num_attention_heads": 2, "cross_attention_dim": 64,
                "audio_attention_head_dim": 16, "audio_num_attention_heads": 2, "audio_cross_attention_dim": 32,
                "caption_channels": 32, "connector_attention_head_dim": 16, "connector_num_attention_heads": 2,
+               "dtype": torch.float32}
+
+
+class SmallWan(SmallSdxl):
+    TYPE = "WAN21_T2V"
+    NETWORK = {"dim": 64, "ffn_dim": 128, "freq_dim": 64, "text_dim": 32, "num_heads": 2, "num_layers": 4, "model_type": "t2v",
                "dtype": torch.float32}
 
 
@@ -107,7 +113,7 @@ class Lora:
 
 
 NODE_CLASS_MAPPINGS = {"TestLora": Lora, "TestWords": Words, "TestSmallSdxl": SmallSdxl, "TestBroken": Broken,
-                       "TestSmallLtx": SmallLtx, "TestPicturesAndSound": PicturesAndSound}
+                       "TestSmallLtx": SmallLtx, "TestSmallWan": SmallWan, "TestPicturesAndSound": PicturesAndSound}
 """
 
 
@@ -491,10 +497,180 @@ def test_latents_of_pictures_and_sound_are_searched_for(host, opened):
     teacher = backend.teacher(0, 2)
     assert teacher.shape == (2, 1, 128 * 2 * 4 * 4 + 8 * 6 * 16)
     assert torch.equal(backend.sample(Schedule.parse(f"{STEPS}*(F)"), 0, 2).latents, teacher)
-    assert backend.pictures(teacher).shape == (2, 128, 2, 4, 4)
+    assert backend.pictures(teacher).shape == (2, 128, 4, 4), "the middle frame"
     assert not torch.equal(*backend.features(teacher)) and len(backend.features(teacher)) == 2
     mixed = backend.sample(MIXED, 0, 2)
     assert mixed.latents.isfinite().all() and not torch.equal(mixed.latents, teacher)
+
+
+def experts(at=4, **others):
+    """Return a workflow of two experts, nodes 5 and 15: steps 1 to `at` of `STEPS`, and the rest, with values of its own."""
+    words = lambda text: a_node("TestWords", text=text, width=32)  # noqa: E731 (a value)
+    latent = a_node("EmptyHunyuanLatentVideo", width=64, height=64, length=5, batch_size=1)
+    first = {"end_at_step": at, "return_with_leftover_noise": "enable", "scheduler": "simple"}
+    graph = sampled(a_node("TestSmallWan", seed=1), words, latent, "KSamplerAdvanced", **first)
+    graph["11"] = a_node("TestSmallWan", seed=2)
+    window = {"start_at_step": at, "end_at_step": 10000, "add_noise": "disable", "return_with_leftover_noise": "disable"}
+    own = {"model": ["11", 0], "latent_image": ["5", 0], "noise_seed": 0, **window, **others}
+    graph["15"] = {"class_type": "KSamplerAdvanced", "inputs": {**graph["5"]["inputs"], **own}}
+    return graph
+
+
+@pytest.fixture
+def by_experts(host, base, opened):
+    """A function of (seed, patch) that samples the two experts with core's own function: patch(model) is put in its place."""
+    import nodes
+
+    made = opened(experts())._run.nodes  # brings the host up, with the tests' pack
+
+    def sample(seed, patch=lambda model: model, at=4, sampler="euler"):
+        latent = made[0].inputs[0]["latent_image"]
+        for number, (model, span) in enumerate(zip((each.model for each in made), ((0, at), (at, 10000)), strict=True)):
+            options = {"disable_noise": number == 1, "start_step": span[0], "last_step": span[1]}
+            conds = made[0].inputs[0]["positive"], made[0].inputs[0]["negative"]
+            with torch.inference_mode():
+                (latent,) = nodes.common_ksampler(
+                    patch(model), seed if number == 0 else 0, STEPS, 3.0, sampler, "simple", *conds, latent,
+                    force_full_denoise=number == 1, **options,
+                )  # fmt: skip
+        return latent["samples"]
+
+    return sample
+
+
+def test_two_experts_are_one_run_with_a_noise_of_its_own_for_each_sample(opened, by_experts):
+    backend = opened(experts())
+    assert backend.cuts == (4,) and backend.settings.steps == STEPS
+    assert len(backend.sigmas) == STEPS + 1 and backend.sigmas[-1] == 0
+    first, second = backend.identity["stages"]
+    assert (first["steps"], second["steps"]) == (4, 2) and first["weights"] != second["weights"]
+    teacher = backend.teacher(7, 2)
+    assert not torch.equal(*teacher)
+    for i in range(2):
+        assert torch.equal(teacher[i : i + 1], by_experts(7 + i))
+    assert opened(experts(noise_seed=5)).identity == backend.identity
+
+
+def test_schedule_for_two_experts_runs_in_both_nodes_as_it_was_searched(opened, by_experts, node, schedule_folder):
+    from flexi_core import save_schedule
+
+    backend = opened(experts())
+    schedule = Schedule.parse("FPXX@2|FX")
+    save_schedule(schedule.with_info(teacher=backend.identity), schedule_folder / "experts.json")
+    (loaded,) = node("FlexiLoadSchedule").execute("experts.json").args
+    handles = []
+
+    def patch(model):
+        patched, handle = node("FlexiApply").execute(model, loaded, "refuse").args
+        handles.append(handle)
+        return patched
+
+    for seed in (3, 4):
+        assert torch.equal(backend.sample(schedule, seed, 1).latents, by_experts(seed, patch))
+    reports = [handle.report for handle in handles[:2]]
+    assert [report.letters for report in reports] == ["FPXX", "FX"]
+    assert not any(step.fallbacks for report in reports for step in report.steps)
+    assert not any("Made for another run" in note for report in reports for note in report.notes)
+
+
+def test_experts_that_change_places_are_known_by_their_windows(host, opened, by_experts):
+    backend = opened(experts())
+    schedule = Schedule.parse("FPXX@2|FX").with_info(teacher=backend.identity)
+    others, handles = [node.model for node in reversed(backend._run.nodes)], []
+
+    def exchanged(model):
+        patched, handle = host.adapter.apply_schedule(others[len(handles)], schedule)
+        handles.append(handle)
+        return patched
+
+    by_experts(0, exchanged)
+    assert [handle.report.letters for handle in handles] == ["FPXX", "FX"]
+    assert all("Made for another run: the network's weights differ." in handle.report.notes for handle in handles)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun"])
+def test_predictions_of_two_experts_from_a_store_change_no_bit(opened, sampler):
+    graph = experts(sampler_name=sampler)
+    graph["5"]["inputs"]["sampler_name"] = sampler
+    backend, store = opened(graph), PredictionStore()
+    for text in ("6*(F)", "FPXX@2|FX", "FPX@2|F|FX", "FPXX@2|FF"):
+        text = text.replace("FF", "F|F") if "FF" in text else text
+        schedule = Schedule.parse(text)
+        assert torch.equal(backend.sample(schedule, 2, 1).latents, backend.sample(schedule, 2, 1, predictions=store).latents)
+    assert store.found > 0
+
+
+def test_fewer_steps_are_shared_by_the_experts_and_progress_counts_the_whole_run(opened):
+    backend, seen = opened(experts()), []
+    shorter = backend.sample(Schedule.parse("3*(F)"), 1, 1, steps=3)
+    assert shorter.macs == pytest.approx(3 * 2 * backend.cost.full_macs)
+    backend.sample(Schedule.parse("6*(F)"), 0, 1, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (6, 6) and [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_blends_are_fitted_in_each_window_and_bring_the_run_nearer_to_the_teacher(opened):
+    backend, schedule = opened(experts()), Schedule.parse("F|FXX|FX")
+    fitted, macs = backend.fit(schedule, 0, 2)
+    assert macs > 0 and fitted.letters == schedule.letters and [bool(s.blend) for s in fitted.segments] == [False, True, True]
+    teacher = backend.teacher(0, 2)
+    error = lambda each: float((backend.sample(each, 0, 2).latents - teacher).square().mean())  # noqa: E731 (a value)
+    assert error(fitted) < error(schedule)
+
+
+def test_two_experts_are_searched_by_one_command_into_one_file(flexi, caplog):
+    found = flexi(experts(), "--speedup", 1.5, "--samples", 16, "--evaluations", 4, "--finalists", 0, "--json")
+    assert found.exit_code == 0, found.output
+    printed = json.loads(found.stdout)
+    schedule = load_schedule(printed["file"])
+    assert len(schedule) == STEPS and schedule.letters[4] == "F"
+    assert len(schedule.teacher_sigmas) == STEPS + 1 and len(schedule.info["teacher"]["stages"]) == 2
+    assert "steps 1 to 4 by node 5 (KSamplerAdvanced), 5 to 6 by node 15 (KSamplerAdvanced)" in caplog.text
+
+
+def test_experts_in_advanced_samplers_with_guiders_are_one_run_too(opened):
+    graph = experts()
+    for name, model in (("5", "1"), ("15", "11")):
+        graph[f"{name}2"] = a_node("CFGGuider", model=[model, 0], positive=["2", 0], negative=["3", 0], cfg=3.0)
+    graph["6"] = a_node("KSamplerSelect", sampler_name="euler")
+    graph["7"] = a_node("BasicScheduler", model=["1", 0], scheduler="simple", steps=STEPS, denoise=1.0)
+    graph["8"] = a_node("SplitSigmas", sigmas=["7", 0], step=4)
+    graph["9"], graph["10"] = a_node("RandomNoise", noise_seed=99), a_node("DisableNoise")
+    kind, common = "SamplerCustomAdvanced", {"sampler": ["6", 0]}
+    first = {"noise": ["9", 0], "guider": ["52", 0], "sigmas": ["8", 0], "latent_image": ["4", 0]}
+    second = {"noise": ["10", 0], "guider": ["152", 0], "sigmas": ["8", 1], "latent_image": ["5", 0]}
+    graph |= {"5": a_node(kind, **common, **first), "15": a_node(kind, **common, **second)}
+    backend = opened(graph)
+    assert torch.equal(backend.sigmas, opened(experts()).sigmas) and backend.cuts == (4,)
+    schedule = Schedule.parse("FPXX@2|FX")
+    assert torch.equal(backend.sample(schedule, 3, 1).latents, opened(experts()).sample(schedule, 3, 1).latents)
+    graph["15"]["inputs"]["latent_image"] = ["5", 1]
+    with pytest.raises(
+        FlexiError, match=r"adds no noise and goes on from node 5 \(SamplerCustomAdvanced\), output 2: a search"
+    ):
+        opened(graph, node="15")
+
+
+def changed(graph, name, **values):
+    return {**graph, name: {**graph[name], "inputs": {**graph[name]["inputs"], **values}}}
+
+
+BETWEEN = {**changed(experts(), "15", latent_image=["20", 0]),
+           "20": a_node("LatentUpscaleBy", samples=["5", 0], upscale_method="bilinear", scale_by=1.5)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("graph", "words"),
+    [
+        (BETWEEN, "goes on from node 20 (LatentUpscaleBy), which stands between it and node 5: a search would compare one"),
+        (changed(experts(), "15", start_at_step=3), "adds no noise and goes on from node 5 (KSamplerAdvanced), but begins at"),
+        (changed(experts(), "5", return_with_leftover_noise="disable"), "where that one ends at 0: they are no one run"),
+        (changed(experts(), "15", sampler_name="heun"), "with another sampler (euler, heun): one schedule cannot be for both"),
+    ],
+)
+def test_nodes_that_share_no_run_are_refused_in_words(flexi, graph, words):
+    result = flexi(graph, "--node", "15")
+    assert result.exit_code == 2 and result.stdout == ""
+    assert words in result.stderr and "--node 5" in result.stderr and result.stderr.count("\n") == 1
 
 
 def saved_form(graph):
