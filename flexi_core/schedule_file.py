@@ -186,9 +186,7 @@ def _check_stages(stages: Any, steps: int) -> None:
         raise ScheduleError("teacher.stages is not a list of objects")
     lengths = [stage.get("steps") for stage in stages]
     if not all(_is_int(length) and length > 0 for length in lengths) or sum(lengths) != steps:
-        raise ScheduleError(
-            f"teacher.stages have steps {_quoted(lengths)}; expected whole numbers from 1, {steps} together"
-        )
+        raise ScheduleError(f"teacher.stages have steps {_quoted(lengths)}; expected whole numbers from 1, {steps} together")
     for number, stage in enumerate(stages):
         _check_settings(stage, f"teacher.stages[{number}]")
 

@@ -72,6 +72,8 @@ class Tuner:
         self.steps = backend.settings.steps
         if self.steps < 3:
             raise FlexiError(f"the run has {self.steps} steps; there is nothing to skip in fewer than 3")
+        if backend.cuts:
+            raise FlexiError("the run is of several sampling nodes, one after the other; tuning is for one: use flexi search")
         if backend.traits.evaluations > 1 or not backend.traits.is_linear:
             raise self._not_for_it()
         self._rule = rule_of(even(self.steps, full_steps(self.steps, MEASURED_AT)), backend.traits)
