@@ -37,7 +37,11 @@ class PredictionHistory:
     """
 
     def __init__(self, terms: int) -> None:
+        self.terms = terms
         self._points: deque[tuple[float, torch.Tensor]] = deque(maxlen=terms)
+
+    def __len__(self) -> int:
+        return len(self._points)
 
     def rewind(self, place: float) -> None:
         """Forget what lies after a place: a corrector's guesses, or what a sampler that goes back up will do again."""

@@ -34,6 +34,7 @@ from .errors import FlexiError, ScheduleError
 from .extrapolation import Observer
 from .fingerprint import architecture_fingerprint, weights_fingerprint
 from .graphs import keep_outside, outside_graphs
+from .nested_samplers import OwnLevel, listened
 from .plan import Plan, between_ends, check_levels, make_plan, same_grid, window_of
 from .presets import Preset, is_served
 from .replay import Replay
@@ -155,8 +156,11 @@ class _Laid:
 class _HostRun:
     """The run with what the adapter has to remember of it; lives in the run's own model options."""
 
-    def __init__(self, run: Run, post_cfg_functions: int) -> None:
-        self.run, self.post_cfg_functions = run, post_cfg_functions
+    def __init__(self, run: Run, post_cfg_functions: int, own: OwnLevel) -> None:
+        self.run, self.post_cfg_functions, self.own = run, post_cfg_functions, own
+
+    def __deepcopy__(self, memo: dict) -> _HostRun:
+        return self  # of options that are copied for a call: the run stays one
 
 
 class _OuterSample:
@@ -178,8 +182,8 @@ class _OuterSample:
 
     def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         keep_outside()
-        guider = executor.class_obj
-        solve = HostSolver(sampler, guider.model_patcher)
+        guider, own = executor.class_obj, OwnLevel()
+        solve = HostSolver(sampler, guider.model_patcher, getattr(guider, "cfg", 1.0))
         try:
             # Latents of several streams, as of pictures and sound, come packed into one; the first is the pictures'.
             shapes = kwargs.get("latent_shapes") or [noise.shape]
@@ -202,9 +206,9 @@ class _OuterSample:
         run = Run(plan, stopwatch, self.policy, counted, self.replay and self.replay(), observer)
         options = guider.model_options.setdefault("transformer_options", {})
         post_cfg = len(guider.model_options.get("sampler_post_cfg_function", ()))
-        options[KEY] = _HostRun(run, post_cfg)
+        options[KEY] = _HostRun(run, post_cfg, own)
         try:
-            latent = executor(noise, latent_image, sampler, plan.sampled(sigmas), *args, **kwargs)
+            latent = executor(noise, latent_image, listened(sampler, own), plan.sampled(sigmas), *args, **kwargs)
         finally:
             del options[KEY]
             run.release()
@@ -285,9 +289,12 @@ class HostSolver:
     Args:
         sampler: of the run.
         patcher: of the run's model, whose noise levels some samplers look at.
+        cfg: the run's guidance scale, which some samplers look at.
     """
 
-    def __init__(self, sampler: comfy.samplers.Sampler, patcher: comfy.model_patcher.ModelPatcher) -> None:
+    def __init__(self, sampler: comfy.samplers.Sampler, patcher: comfy.model_patcher.ModelPatcher, cfg: float = 1.0) -> None:
+        self.own, self.cfg = OwnLevel(), cfg
+        sampler = listened(sampler, self.own)
         self._function = getattr(sampler, "sampler_function", None)
         self._options = getattr(sampler, "extra_options", {})
         self._patcher = patcher
@@ -328,10 +335,11 @@ class _StandIn:
         self._denoise, self._solver = denoise, solver
         patcher = solver._patcher
         base = SimpleNamespace(model_sampling=patcher.get_model_object("model_sampling"))
-        self.inner_model = SimpleNamespace(inner_model=base, model_patcher=patcher, model_options={}, cfg=1.0, conds={})
+        self.inner_model = SimpleNamespace(inner_model=base, model_patcher=patcher, model_options={}, cfg=solver.cfg, conds={})
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, model_options: Any = None, **_: Any) -> torch.Tensor:
-        denoised = self._denoise(x, float(sigma.max()))
+        own = self._solver.own.sigma
+        denoised = self._denoise(x, float(sigma.max()) if own is None else own)
         for listener in (model_options or {}).get("sampler_post_cfg_function", ()):
             self._solver.reads_guidance = True
             denoised = listener(
@@ -450,6 +458,7 @@ def _predict_noise(executor, x, timestep, model_options=None, seed=None):
         float(timestep.max()),
         lambda: executor(x, timestep, model_options, seed),
         must_compute="the sampler reads the unguided prediction, which an extrapolated step does not have" if listens else "",
+        level=host_run.own.sigma,
     )
 
 
