@@ -52,6 +52,7 @@ KEY = "flexiffusion"
 ON_MISMATCH = ("map", "refuse", "off")
 _PATCHED = "the network's weights are patched (a LoRA)"
 _PATCH_VALUES = 64  # read from each tensor of a patch
+_LATENT_TYPES = (torch.float32, torch.float16, torch.bfloat16)  # in which hosts hand latents on
 _REPORTS_KEPT = 8  # a graph may sample several times with one model
 # Core's own step caches, by the key of their wrappers.
 _OTHER_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
@@ -62,7 +63,8 @@ class RunHandle:
     """Where the reports of a patched model's last runs are found. Sampling writes to it and never reads from it."""
 
     def __init__(self) -> None:
-        self._reports: deque[tuple[str, RunReport]] = deque(maxlen=_REPORTS_KEPT)
+        # With the digests of what the run made; None where they could not be taken.
+        self._reports: deque[tuple[frozenset[str] | None, RunReport]] = deque(maxlen=_REPORTS_KEPT)
 
     @property
     def report(self) -> RunReport | None:
@@ -70,17 +72,20 @@ class RunHandle:
         return self._reports[-1][1] if self._reports else None
 
     def report_of(self, latent: Any) -> RunReport | None:
-        """Return the report of the run that made a latent (see `packed`); the last run's where none of those kept did."""
+        """Return the report of the run that made a latent (see `packed`); None where none of those kept did."""
         digest = _digest(latent)
-        return next((report for made, report in reversed(self._reports) if made == digest), self.report)
+        return next((report for made, report in reversed(self._reports) if made is None or digest in made), None)
 
-    def keep(self, report: Callable[[], RunReport], latent: torch.Tensor, seconds: float) -> None:
-        """Add the report of a run that came to its end, with the latent that it made in some seconds; this never raises."""
+    def keep(self, report: Callable[[], RunReport], made: Callable[[], Sequence[torch.Tensor]], seconds: float) -> None:
+        """Add the report of a run that came to its end, with the latents that it made in some seconds; this never raises."""
         try:
-            self._reports.append((_digest(latent), report()))
+            digests = frozenset(_digest(latent.to(dtype)) for latent in made() for dtype in _LATENT_TYPES)
+            self._reports.append((digests, report()))
         except Exception as error:  # the picture is there, and stays
             log.exception("Flexiffusion: the report of a run failed")
-            self._reports.append(("", RunReport(None, seconds, [f"{_failed('The report', error)} The picture is as planned."])))
+            self._reports.append(
+                (None, RunReport(None, seconds, [f"{_failed('The report', error)} The picture is as planned."]))
+            )
 
 
 def apply_schedule(
@@ -198,7 +203,7 @@ class _OuterSample:
         if plan is None:
             latent = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
             seconds = time.perf_counter() - began
-            self.handle.keep(lambda: RunReport(None, seconds, notes, laid.words), latent, seconds)
+            self.handle.keep(lambda: RunReport(None, seconds, notes, laid.words), lambda: [latent], seconds)
             return latent
         stopwatch = _stopwatch(guider.model_patcher.load_device)
         counted = {"optimized_attention_override": _counted_attention}
@@ -210,10 +215,15 @@ class _OuterSample:
         try:
             latent = executor(noise, latent_image, listened(sampler, own), plan.sampled(sigmas), *args, **kwargs)
         finally:
-            del options[KEY]
-            run.release()
+            options.pop(KEY, None)
+            answer = run.release()
         seconds = time.perf_counter() - began
-        self.handle.keep(lambda: RunReport(run, seconds, notes, laid.words, laid.schedule), latent, seconds)
+
+        def made() -> list[torch.Tensor]:
+            # Some nodes hand on the last answer too, beside the latent.
+            return [latent] if answer is None else [latent, guider.model_patcher.model.process_latent_out(answer.cpu())]
+
+        self.handle.keep(lambda: RunReport(run, seconds, notes, laid.words, laid.schedule), made, seconds)
         return latent
 
     def _lay(self, guider, solve: HostSolver, sigmas: torch.Tensor, shape: torch.Size) -> _Laid:

@@ -130,6 +130,7 @@ class Run:
         self._asking = False  # whether it is being answered
         self._lowest: float | None = None  # noise level since the last rise
         self._x: torch.Tensor | None = None  # of the last question
+        self._answered: torch.Tensor | None = None  # the last answer
         self._shared: set[Hashable] = set()  # chunks that several threads asked for at once
 
     @property
@@ -183,8 +184,9 @@ class Run:
                 prediction = self._history.extrapolate(place, blend or self.plan.blend(here.index))
                 if self._observer:
                     self._observer.see(here.index, x, prediction)
-                return rule.denoised(x, sigma, prediction)
-        denoised = self._answer(here, x, compute, must_compute)
+                self._answered = rule.denoised(x, sigma, prediction)
+                return self._answered
+        self._answered = denoised = self._answer(here, x, compute, must_compute)
         # What a sampler asks between two steps' starts is answered, but not gone on from.
         if place == here.index and (self._extrapolates or self._observer):
             prediction = rule.value(x, sigma, denoised)
@@ -319,13 +321,15 @@ class Run:
                 self.cache.store(keys, feature, step.segment, depth, here.place, self._older)
         return prediction
 
-    def release(self) -> None:
-        """Drop everything that the run kept of the network's work; its records stay."""
+    def release(self) -> torch.Tensor | None:
+        """Drop everything that the run kept of the network's work, and return the last answer; its records stay."""
+        answer, self._answered = self._answered, None
         self.cache.clear()
         self._steps.clear()
         self._history = PredictionHistory(self.plan.terms)
         self._observer = self._x = None
         self._guidance = self._guidance and GuidanceHistory()
+        return answer
 
     def _steps_of(self, network: nn.Module) -> UNetSteps | TransformerSteps:
         if network not in self._steps:
