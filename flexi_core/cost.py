@@ -146,18 +146,22 @@ def run_macs(records: Iterable[StepRecord], cost: NetworkCost) -> float:
 
 
 def all_full_macs(run: Run, cost: NetworkCost) -> float:
-    """Return the MACs of the same run with every step full, from the evaluations and rows that this run had.
-
-    Exact for samplers that ask the same number of times at every step; a sampler that asks twice at most of them is counted
-    with its mean.
-    """
-    evaluations = sum(record.evaluations for record in run.records)
+    """Return the MACs of the same run with every step full, from the evaluations and rows that this run had."""
     steps = zip(run.records, run.plan.steps, strict=True)
     computed = [record for record, step in steps if record.network_calls and not step.kind.reuses_guidance]
     rows = sum(sum(record.calls.values()) for record in computed)
     asked = sum(record.evaluations for record in computed)
-    kept = len(run.plan.kept) - 1
-    return evaluations / kept * len(run.plan.steps) * rows / asked * cost.full_macs if asked else 0.0
+    return all_full_evaluations(run) * rows / asked * cost.full_macs if asked else 0.0
+
+
+def all_full_evaluations(run: Run) -> float:
+    """Return how often the sampler would have asked in the steps that it came to, with none of them removed.
+
+    Exact where no step was removed, and for samplers that ask the same number of times at every step; one that asks twice at
+    most of them is counted with its mean.
+    """
+    asked_at = [record.evaluations for record in run.records if record.evaluations]
+    return sum(asked_at) / len(asked_at) * run.reached if asked_at else 0.0
 
 
 class _OneExpert(TorchDispatchMode):

@@ -37,7 +37,11 @@ class PredictionHistory:
     """
 
     def __init__(self, terms: int) -> None:
+        self.terms = terms
         self._points: deque[tuple[float, torch.Tensor]] = deque(maxlen=terms)
+
+    def __len__(self) -> int:
+        return len(self._points)
 
     def rewind(self, place: float) -> None:
         """Forget what lies after a place: a corrector's guesses, or what a sampler that goes back up will do again."""
@@ -69,11 +73,18 @@ class PredictionHistory:
 
     def extrapolate(self, place: float, blend: Sequence[float]) -> torch.Tensor:
         """Return the prediction at a place: the terms of `changes`, each multiplied with its factor."""
+        return self.combined(self._weights(place, blend))
+
+    def reach(self, place: float, blend: Sequence[float]) -> float:
+        """Return how many times as large as the kept predictions the one at a place can be at most."""
+        return sum(map(abs, self._weights(place, blend)))
+
+    def _weights(self, place: float, blend: Sequence[float]) -> list[float]:
         terms = [
             [factor * weight for weight in term]
             for factor, term in zip(blend, self.changes(place, len(blend)), strict=False)  # fewer terms before enough steps
         ]
-        return self.combined([sum(column) for column in zip(*terms, strict=True)])
+        return [sum(column) for column in zip(*terms, strict=True)]
 
     def combined(self, weights: Sequence[float]) -> torch.Tensor:
         """Return the sum of the kept predictions, oldest first, each multiplied with its weight."""

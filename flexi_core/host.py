@@ -34,6 +34,7 @@ from .errors import FlexiError, ScheduleError
 from .extrapolation import Observer
 from .fingerprint import architecture_fingerprint, weights_fingerprint
 from .graphs import keep_outside, outside_graphs
+from .nested_samplers import OwnLevel, listened
 from .plan import Plan, between_ends, check_levels, make_plan, same_grid, window_of
 from .presets import Preset, is_served
 from .replay import Replay
@@ -51,6 +52,7 @@ KEY = "flexiffusion"
 ON_MISMATCH = ("map", "refuse", "off")
 _PATCHED = "the network's weights are patched (a LoRA)"
 _PATCH_VALUES = 64  # read from each tensor of a patch
+_LATENT_TYPES = (torch.float32, torch.float16, torch.bfloat16)  # in which hosts hand latents on
 _REPORTS_KEPT = 8  # a graph may sample several times with one model
 # Core's own step caches, by the key of their wrappers.
 _OTHER_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
@@ -61,7 +63,8 @@ class RunHandle:
     """Where the reports of a patched model's last runs are found. Sampling writes to it and never reads from it."""
 
     def __init__(self) -> None:
-        self._reports: deque[tuple[str, RunReport]] = deque(maxlen=_REPORTS_KEPT)
+        # With the digests of what the run made; None where they could not be taken.
+        self._reports: deque[tuple[frozenset[str] | None, RunReport]] = deque(maxlen=_REPORTS_KEPT)
         self.leads = False  # whether this model's own schedule is around the run that is made
 
     @property
@@ -70,9 +73,9 @@ class RunHandle:
         return self._reports[-1][1] if self._reports else None
 
     def report_of(self, latent: Any) -> RunReport | None:
-        """Return the report of the run that made a latent (see `packed`); the last run's where none of those kept did."""
+        """Return the report of the run that made a latent (see `packed`); None where none of those kept did."""
         digest = _digest(latent)
-        return next((report for made, report in reversed(self._reports) if made == digest), self.report)
+        return next((report for made, report in reversed(self._reports) if made is None or digest in made), None)
 
     def see_start(self, _: comfy.model_patcher.ModelPatcher) -> None:
         """Say so where the model is made ready for a run that another model leads: it is the second one of a guider."""
@@ -81,15 +84,18 @@ class RunHandle:
                 "The schedule did not run: this model is the second one of its guider, and the first one's schedule is for "
                 "both. Put Flexi Apply before the first."
             )
-            self.keep(lambda: RunReport(None, 0.0, [note]), torch.zeros(0), 0.0)
+            self.keep(lambda: RunReport(None, 0.0, [note]), lambda: [torch.zeros(0)], 0.0)
 
-    def keep(self, report: Callable[[], RunReport], latent: torch.Tensor, seconds: float) -> None:
-        """Add the report of a run that came to its end, with the latent that it made in some seconds; this never raises."""
+    def keep(self, report: Callable[[], RunReport], made: Callable[[], Sequence[torch.Tensor]], seconds: float) -> None:
+        """Add the report of a run that came to its end, with the latents that it made in some seconds; this never raises."""
         try:
-            self._reports.append((_digest(latent), report()))
+            digests = frozenset(_digest(latent.to(dtype)) for latent in made() for dtype in _LATENT_TYPES)
+            self._reports.append((digests, report()))
         except Exception as error:  # the picture is there, and stays
             log.exception("Flexiffusion: the report of a run failed")
-            self._reports.append(("", RunReport(None, seconds, [f"{_failed('The report', error)} The picture is as planned."])))
+            self._reports.append(
+                (None, RunReport(None, seconds, [f"{_failed('The report', error)} The picture is as planned."]))
+            )
 
 
 def apply_schedule(
@@ -167,8 +173,12 @@ class _Laid:
 class _HostRun:
     """The run with what the adapter has to remember of it; lives in the run's own model options."""
 
-    def __init__(self, run: Run, post_cfg_functions: int, has_two_models: bool) -> None:
-        self.run, self.post_cfg_functions, self.has_two_models = run, post_cfg_functions, has_two_models
+    def __init__(self, run: Run, post_cfg_functions: int, own: OwnLevel, has_two_models: bool) -> None:
+        self.run, self.post_cfg_functions, self.own = run, post_cfg_functions, own
+        self.has_two_models = has_two_models
+
+    def __deepcopy__(self, memo: dict) -> _HostRun:
+        return self  # of options that are copied for a call: the run stays one
 
 
 class _OuterSample:
@@ -197,8 +207,8 @@ class _OuterSample:
 
     def _sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         keep_outside()
-        guider = executor.class_obj
-        solve = HostSolver(sampler, guider.model_patcher)
+        guider, own = executor.class_obj, OwnLevel()
+        solve = HostSolver(sampler, guider.model_patcher, getattr(guider, "cfg", 1.0))
         try:
             # Latents of several streams, as of pictures and sound, come packed into one; the first is the pictures'.
             shapes = kwargs.get("latent_shapes") or [noise.shape]
@@ -213,7 +223,7 @@ class _OuterSample:
         if plan is None:
             latent = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
             seconds = time.perf_counter() - began
-            self.handle.keep(lambda: RunReport(None, seconds, notes, laid.words), latent, seconds)
+            self.handle.keep(lambda: RunReport(None, seconds, notes, laid.words), lambda: [latent], seconds)
             return latent
         if others := _other_models(guider):
             notes.append(
@@ -226,15 +236,20 @@ class _OuterSample:
         run = Run(plan, stopwatch, self.policy, counted, self.replay and self.replay(), observer)
         options = guider.model_options.setdefault("transformer_options", {})
         post_cfg = len(guider.model_options.get("sampler_post_cfg_function", ()))
-        options[KEY] = _HostRun(run, post_cfg, bool(others))
+        options[KEY] = _HostRun(run, post_cfg, own, bool(others))
         try:
-            latent = executor(noise, latent_image, sampler, plan.sampled(sigmas), *args, **kwargs)
+            latent = executor(noise, latent_image, listened(sampler, own), plan.sampled(sigmas), *args, **kwargs)
         finally:
-            del options[KEY]
-            run.release()
+            options.pop(KEY, None)
+            answer = run.release()
         seconds = time.perf_counter() - began
+
+        def made() -> list[torch.Tensor]:
+            # Some nodes hand on the last answer too, beside the latent.
+            return [latent] if answer is None else [latent, guider.model_patcher.model.process_latent_out(answer.cpu())]
+
         self.handle.keep(
-            lambda: RunReport(run, seconds, [*notes, *_not_finite(latent)], laid.words, laid.schedule), latent, seconds
+            lambda: RunReport(run, seconds, [*notes, *_not_finite(latent)], laid.words, laid.schedule), made, seconds
         )
         return latent
 
@@ -327,9 +342,12 @@ class HostSolver:
     Args:
         sampler: of the run.
         patcher: of the run's model, whose noise levels some samplers look at.
+        cfg: the run's guidance scale, which some samplers look at.
     """
 
-    def __init__(self, sampler: comfy.samplers.Sampler, patcher: comfy.model_patcher.ModelPatcher) -> None:
+    def __init__(self, sampler: comfy.samplers.Sampler, patcher: comfy.model_patcher.ModelPatcher, cfg: float = 1.0) -> None:
+        self.own, self.cfg = OwnLevel(), cfg
+        sampler = listened(sampler, self.own)
         self._function = getattr(sampler, "sampler_function", None)
         self._options = getattr(sampler, "extra_options", {})
         self._patcher = patcher
@@ -370,10 +388,11 @@ class _StandIn:
         self._denoise, self._solver = denoise, solver
         patcher = solver._patcher
         base = SimpleNamespace(model_sampling=patcher.get_model_object("model_sampling"))
-        self.inner_model = SimpleNamespace(inner_model=base, model_patcher=patcher, model_options={}, cfg=1.0, conds={})
+        self.inner_model = SimpleNamespace(inner_model=base, model_patcher=patcher, model_options={}, cfg=solver.cfg, conds={})
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, model_options: Any = None, **_: Any) -> torch.Tensor:
-        denoised = self._denoise(x, float(sigma.max()))
+        own = self._solver.own.sigma
+        denoised = self._denoise(x, float(sigma.max()) if own is None else own)
         for listener in (model_options or {}).get("sampler_post_cfg_function", ()):
             self._solver.reads_guidance = True
             denoised = listener(
@@ -490,6 +509,7 @@ def _predict_noise(executor, x, timestep, model_options=None, seed=None):
         float(timestep.max()),
         lambda: executor(x, timestep, model_options, seed),
         must_compute="the sampler reads the unguided prediction, which an extrapolated step does not have" if listens else "",
+        level=host_run.own.sigma,
     )
 
 

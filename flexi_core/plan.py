@@ -20,6 +20,7 @@ from .schedule import SMALLEST_GAP, Schedule, Step, StepKind, falls
 TOP_TOLERANCE = 1e-3  # of a model's top noise level: a run that begins below it is a window
 # Samplers that convert sigma to their own time and back return it with rounding noise of this relative size.
 SIGMA_TOLERANCE = 1e-4
+_START_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Plan:
         mapping: in words, how the schedule was laid over the run; empty when it fits as it is.
         moved: the noise levels are the schedule's.
         lost: in words, that mapping left nothing of what the schedule saves; empty where it saves something.
+        sampler: what the run's sampler does.
     """
 
     sigmas: tuple[float, ...]
@@ -41,6 +43,7 @@ class Plan:
     mapping: str = ""
     moved: bool = False
     lost: str = ""
+    sampler: SamplerTraits = PLAIN
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -72,6 +75,17 @@ class Plan:
         if abs(sigma - high) <= SIGMA_TOLERANCE * high:
             return float(i)
         return i + min(max((high - sigma) / (high - low), 0.0), 1.0)
+
+    def is_start(self, sigma: float) -> bool:
+        """Return whether a step that the sampler gets begins at a noise level."""
+        return any(abs(sigma - self.sigmas[i]) <= _START_TOLERANCE * self.sigmas[i] for i in self.kept[:-1])
+
+    def rises(self, sigma: float, lowest: float) -> bool:
+        """Return whether a question at a noise level goes back up farther from the lowest one than the sampler's steps do."""
+        if sigma <= lowest * (1 + SIGMA_TOLERANCE):
+            return False
+        between = sum(lowest * (1 + SIGMA_TOLERANCE) < self.sigmas[i] <= sigma * (1 + SIGMA_TOLERANCE) for i in self.kept)
+        return between > self.sampler.goes_back or self.sampler.goes_back < 1
 
     @property
     def terms(self) -> int:
@@ -121,10 +135,11 @@ def make_plan(schedule: Schedule, sigmas: Sequence[float], sampler: SamplerTrait
     n, steps, grid = len(sigmas) - 1, tuple(schedule.steps()), schedule.teacher_sigmas
     if n == len(steps) and (grid is None or same_grid(grid, sigmas)):
         if schedule.sigmas is None:
-            return Plan(sigmas, steps, rule)
+            return Plan(sigmas, steps, rule, sampler=sampler)
         if (moved := between_ends(schedule.sigmas, sigmas)) is not None:
-            return Plan(moved, steps, rule, moved=True)
-        return Plan(sigmas, steps, rule, "noise levels are left out, the run begins or ends elsewhere")
+            return Plan(moved, steps, rule, moved=True, sampler=sampler)
+        mapping = "noise levels are left out, the run begins or ends elsewhere"
+        return Plan(sigmas, steps, rule, mapping, sampler=sampler)
     window = window_of(schedule, sigmas, top)
     if window is not None:
         sources = list(range(window, window + n))
@@ -148,7 +163,7 @@ def make_plan(schedule: Schedule, sigmas: Sequence[float], sampler: SamplerTrait
     lost = ""
     if window is None and all(step.kind is StepKind.FULL for step in mapped) and not schedule.is_all_full:
         lost = f"This schedule saves nothing here: made for {len(steps)} steps, laid over {n}, every step is computed."
-    return Plan(sigmas, tuple(mapped), rule, mapping, lost=lost)
+    return Plan(sigmas, tuple(mapped), rule, mapping, lost=lost, sampler=sampler)
 
 
 def window_of(schedule: Schedule, sigmas: Sequence[float], top: float | None) -> int | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from .cost import NetworkCost, all_full_macs, count_macs, run_macs
+from .cost import NetworkCost, all_full_evaluations, all_full_macs, count_macs, run_macs
 from .run import FULL_DEPTH, Run
 from .schedule import Schedule, StepKind
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class StepReport:
     Args:
         number: from 1, as people count.
         planned: the schedule's kind of step.
-        ran: the kind that really ran; FULL where the planned one could not.
+        reached: whether the sampler came to it.
+        ran: the kind that really ran; FULL where the planned one could not; the planned one where the step was not reached.
         depth: blocks of a partial step.
         sigma: noise level at which the step starts.
         evaluations: times the sampler asked.
@@ -30,6 +34,7 @@ class StepReport:
 
     number: int
     planned: StepKind
+    reached: bool
     ran: StepKind
     depth: int | None
     sigma: float
@@ -67,9 +72,13 @@ class RunReport:
             plan = run.plan
             laid = f"The schedule's {plan.mapping}." if plan.mapping and not plan.lost else _MOVED if plan.moved else ""
             self.notes = (*((laid,) if laid else ()), *self.notes)
-            self.steps = tuple(_step_report(run, i) for i in range(len(run.plan.steps)))
+            reached = run.reached
+            self.steps = tuple(_step_report(run, i, i < reached) for i in range(len(run.plan.steps)))
+            otherwise = self._otherwise()
+            planned = [f"Planned: {words}" for words in self.words] if otherwise and schedule else self.words
             lost = (f"{run.lost[0].upper()}{run.lost[1:]}; every later step was computed in full.",) if run.lost else ()
-            self.words = (*lost, *self._more_than_planned(), *self.words)
+            self.words = (*lost, *otherwise, *planned)
+            self.notes = (*self.notes, *self._sampler_notes())
             self.cache_mib = run.cache.most_bytes / 2**20
 
     @property
@@ -77,12 +86,26 @@ class RunReport:
         """The run itself; None when it was left to plain sampling."""
         return self._run
 
+    @property
+    def reached(self) -> tuple[StepReport, ...]:
+        """The steps that the sampler came to."""
+        return tuple(step for step in self.steps if step.reached)
+
+    @property
+    def evaluations(self) -> Counter[StepKind]:
+        """The sampler's questions, by how they were really answered."""
+        return sum((record.kinds for record in self._run.records), Counter()) if self._run else Counter()
+
     @cached_property
     def cost(self) -> NetworkCost | None:
-        """MACs of the run's network, counted once at its own shapes."""
+        """MACs of the run's network, counted once at its own shapes; None where they cannot be counted (said in the log)."""
         if self._run is None or self._run.first_call is None:
             return None
-        return count_macs(*self._run.first_call)
+        try:
+            return count_macs(*self._run.first_call)
+        except Exception:  # the count is a courtesy
+            log.exception("Flexiffusion: the MACs of a run could not be counted")
+            return None
 
     @property
     def macs(self) -> float | None:
@@ -117,27 +140,28 @@ class RunReport:
         full = [s for s in self.steps if s.ran is StepKind.FULL and s.network_calls]
         full = full[1:] or full
         asked = sum(s.evaluations for s in full)
-        kept = [s for s in self.steps if s.evaluations]
-        if not asked or not kept:
+        if not asked:
             return None
         evaluation = sum(s.seconds for s in full) / asked
         computing = sum(s.seconds for s in self.steps)
-        evaluations = sum(s.evaluations for s in kept) / len(kept) * len(self.steps)
+        evaluations = all_full_evaluations(self._run)
         return evaluation * evaluations + max(self.seconds - computing, 0.0)
 
     @property
     def letters(self) -> str:
-        """The steps that really ran, one letter each."""
-        return "".join(step.ran.value for step in self.steps)
+        """The steps that really ran, one letter each; fewer than planned where the sampler stopped early."""
+        return "".join(step.ran.value for step in self.reached)
 
     def __str__(self) -> str:
         if not self.steps:
             first = "Flexiffusion: plain sampling, every step full."
             return "\n".join([first, *self.words, *self.notes, f"{self.seconds:.2f} s."])
-        counts = Counter(step.ran for step in self.steps)
-        names = {kind: f"null ({kind.label})" if kind.is_null else kind.label for kind in StepKind}
-        kinds = ", ".join(f"{counts[kind]} {name}" for kind, name in names.items() if counts[kind])
-        lines = [*self.words, f"Flexiffusion: {len(self.steps)} steps: {kinds}.", self.letters]
+        reached, asked = self.reached, self.evaluations
+        of = f" of {len(self.steps)}" if len(reached) < len(self.steps) else ""
+        kinds = _by_kind(Counter(step.ran for step in reached))
+        lines = [*self.words, f"Flexiffusion: {len(reached)}{of} steps{kinds}.", self.letters]
+        if any(step.evaluations != (step.ran is not StepKind.NULL) for step in reached):
+            lines.append(f"The sampler asked {asked.total()} times{_by_kind(asked)}.")
         calls, speedup = sum(step.network_calls for step in self.steps), self.speedup_macs
         if self.cost is not None:
             lines.append(
@@ -164,13 +188,31 @@ class RunReport:
         lines += [f"As text for Flexi Schedule: {self.schedule}"] if self.schedule else []
         return "\n".join(lines)
 
-    def _more_than_planned(self) -> list[str]:
-        """Return in words that steps ran in full which were to be cheaper; nothing where none did."""
-        more = [step for step in self.steps if step.ran is StepKind.FULL and step.planned is not StepKind.FULL]
-        if not more:
-            return []
-        full = sum(step.ran is StepKind.FULL for step in self.steps)
-        return [f"{full} of {len(self.steps)} steps were computed in full, {len(more)} more than the schedule says: see below."]
+    def _otherwise(self) -> list[str]:
+        """Return in words what ran otherwise than planned: steps in full that were to be cheaper, or fewer steps."""
+        reached, found = self.reached, []
+        if len(reached) < len(self.steps):
+            found.append(f"The sampler stopped after {len(reached)} of the run's {len(self.steps)} steps.")
+        more = [step for step in reached if step.ran is StepKind.FULL and step.planned is not StepKind.FULL]
+        if more:
+            full = sum(step.ran is StepKind.FULL for step in reached)
+            found.append(
+                f"{full} of {len(reached)} steps were computed in full, {len(more)} more than the schedule says: see below."
+            )
+        return found
+
+    def _sampler_notes(self) -> list[str]:
+        """Return in words what the sampler did that others do not."""
+        found = []
+        if count := self._run.asked_elsewhere:
+            found.append(
+                f"{_times(count)} the sampler gave the network another noise level than its own; its steps are as planned."
+            )
+        if count := self._run.rises:
+            found.append(
+                f"{_times(count)} the sampler went back up to a higher noise level; nothing was carried on from before."
+            )
+        return found
 
     def _fallbacks(self) -> Counter[str]:
         return sum((record.fallbacks for record in self._run.records), Counter()) if self._run else Counter()
@@ -179,12 +221,13 @@ class RunReport:
 _MOVED = "The noise levels of the steps are the schedule's own."
 
 
-def _step_report(run: Run, index: int) -> StepReport:
+def _step_report(run: Run, index: int, reached: bool) -> StepReport:
     step, record = run.plan.steps[index], run.records[index]
     ran = StepKind.FULL if record.fallbacks and record.calls[FULL_DEPTH] else step.kind
     return StepReport(
         number=index + 1,
         planned=step.kind,
+        reached=reached,
         ran=ran,
         depth=step.depth if ran.is_partial else None,
         sigma=run.plan.sigmas[index],
@@ -193,6 +236,16 @@ def _step_report(run: Run, index: int) -> StepReport:
         seconds=record.seconds,
         fallbacks=tuple(record.fallbacks),
     )
+
+
+def _by_kind(counts: Counter[StepKind]) -> str:
+    names = {kind: f"null ({kind.label})" if kind.is_null else kind.label for kind in StepKind}
+    kinds = ", ".join(f"{counts[kind]} {name}" for kind, name in names.items() if counts[kind])
+    return f": {kinds}" if kinds else ""
+
+
+def _times(count: int) -> str:
+    return "Once" if count == 1 else f"{count} times"
 
 
 def _macs(value: float) -> str:

@@ -6,8 +6,9 @@ it asks, how its states follow from the answers, and what another seed changes, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -16,6 +17,7 @@ Solver = Callable[..., torch.Tensor]
 
 _LEVELS = 4  # and the end of the run
 _MOST_QUESTIONS = 64
+_LONGEST_FOLLOWED = 200  # steps; of a longer run, a few levels are tried alone
 _SAME_LEVEL = 1e-3  # relative
 _SAME = 1e-4  # of the largest number beside it: float32's rounding, many times over
 
@@ -34,6 +36,9 @@ class SamplerTraits:
         keeps_levels: it asks at each of the run's noise levels, and nowhere above the first.
         reads_guidance: it reads the prediction without the prompt, which an extrapolated step does not have (CFG++).
         renews: a step ends in its answer and fresh noise alone (LCM).
+        asks_between: it asks elsewhere than where steps begin, too.
+        goes_back: how far it goes back up within its steps, in levels: -1 where each question lies below the last, 0 where
+            one may be at the same level, 1 where a step looks ahead of the next one's start. More is new noise.
     """
 
     draws_noise: bool = False
@@ -44,6 +49,8 @@ class SamplerTraits:
     keeps_levels: bool = True
     reads_guidance: bool = False
     renews: bool = False
+    asks_between: bool = field(default=True, compare=False)
+    goes_back: int = field(default=1, compare=False)
 
     @property
     def kind(self) -> str:
@@ -92,7 +99,8 @@ def probe(solve: Solver, sigmas: Sequence[float]) -> SamplerTraits | None:
     # Some samplers cannot do with the exact numbers that others are told apart by best.
     for dtype in (torch.float64, torch.float32):
         try:
-            return _probe(solve, _levels(sigmas).to(dtype))
+            traits = _probe(solve, _levels(sigmas).to(dtype))
+            return _on_every_level(traits, solve, sigmas, dtype) if traits.keeps_levels else traits
         except _OwnLevels:
             return SamplerTraits(keeps_levels=False)
         except Exception:  # whatever a sampler's code does with a model of another kind: it is then not known
@@ -119,6 +127,35 @@ def _probe(solve: Solver, levels: torch.Tensor) -> SamplerTraits:
     return SamplerTraits(draws_noise, own, evaluations, _memory(response, starts), True, True, reads_guidance, renews)
 
 
+def _on_every_level(traits: SamplerTraits, solve: Solver, sigmas: Sequence[float], dtype: torch.dtype) -> SamplerTraits:
+    """Add to what a sampler does on a few noise levels where it asks on all of them: what is around it may change some."""
+    grid = torch.tensor([float(s) for s in sigmas], dtype=dtype) if len(sigmas) <= _LONGEST_FOLLOWED else _levels(sigmas)
+    limit = _MOST_QUESTIONS + 4 * len(grid)
+    try:
+        asked = _try(solve, grid.to(dtype), 1, _shrink, torch.ones(1, 4), limit).asked
+    except _OwnLevels:
+        raise
+    except Exception:  # not known then, and taken for the freest
+        return traits
+    starts = grid[:-1].tolist()
+    if any(_last_at(asked, level) is None for level in starts) or max(asked) > starts[0] * (1 + _SAME_LEVEL):
+        return replace(traits, keeps_levels=False)
+    between = any(_last_at(starts, sigma) is None for sigma in asked)
+    return replace(traits, asks_between=between, goes_back=_goes_back(asked, len(starts)))
+
+
+def _goes_back(asked: Sequence[float], steps: int) -> int:
+    """Return how many levels questions go back up to, as `SamplerTraits.goes_back`; what most steps do not do is a restart."""
+    rises = repeats = 0
+    lowest = math.inf
+    for sigma in asked:
+        rises += sigma > lowest * (1 + _SAME_LEVEL)
+        repeats += abs(sigma - lowest) <= lowest * _SAME_LEVEL
+        lowest = min(lowest, sigma)
+    many = max((steps - 1) // 2, 1)
+    return 1 if rises >= many else 0 if repeats >= many else -1
+
+
 def _levels(sigmas: Sequence[float]) -> torch.Tensor:
     """Return four of a run's noise levels, or as many between its ends where it has fewer, and its end [5]."""
     high, end = float(sigmas[0]), float(sigmas[-1])
@@ -136,14 +173,19 @@ def _shrink(number: int, x: torch.Tensor) -> torch.Tensor:
 
 
 def _try(
-    solve: Solver, levels: torch.Tensor, seed: int, answer: Callable[[int, torch.Tensor], torch.Tensor], start: torch.Tensor
+    solve: Solver,
+    levels: torch.Tensor,
+    seed: int,
+    answer: Callable[[int, torch.Tensor], torch.Tensor],
+    start: torch.Tensor,
+    limit: int = _MOST_QUESTIONS,
 ) -> _Trial:
-    """Run a sampler from a start [1, k] whose question number i is answered by `answer(i, x)`."""
+    """Run a sampler from a start [1, k] whose question number i is answered by `answer(i, x)`; `limit` is the most of them."""
     asked: list[float] = []
     states: list[torch.Tensor] = []
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        if len(asked) == _MOST_QUESTIONS:
+        if len(asked) == limit:
             raise _OwnLevels
         asked.append(sigma)
         states.append(x.detach().double().flatten().clone())

@@ -87,7 +87,7 @@ def _lines(texts: Sequence[str], width: int) -> list[str]:
 
 
 def _numbers(report: RunReport) -> str:
-    parts = [f"{len(report.steps)} steps"]
+    parts = [f"{len(report.reached)} steps"]
     if report.speedup_macs is not None:
         parts.append(f"{report.speedup_macs:.2f}x fewer MACs")
     estimate = report.all_full_seconds
@@ -109,13 +109,13 @@ def _draw_row(draw: ImageDraw.ImageDraw, report: RunReport, row: tuple[StepRepor
         left, right = _MARGIN + i * pitch, _MARGIN + (i + 1) * pitch - _GAP
         draw.rectangle((left, top, right, bottom), fill=_EMPTY)
         colour, share = _COLOURS[step.ran], _share(report, step)
-        if step.ran is StepKind.EXTRAPOLATED:
+        if step.reached and step.ran is StepKind.EXTRAPOLATED:
             draw.rectangle((left, bottom - 10, right, bottom), fill=colour)
-        elif step.ran is StepKind.NULL:
+        elif step.reached and step.ran is StepKind.NULL:
             draw.line((left, bottom, right, bottom), fill=colour, width=3)
-        else:
+        elif step.reached:
             draw.rectangle((left, bottom - share * _CELL_HEIGHT, right, bottom), fill=colour)
-        if step.depth is not None and pitch >= 16:
+        if step.depth is not None and step.reached and pitch >= 16:
             place = ((left + right) / 2, bottom - share * _CELL_HEIGHT - 4)
             draw.text(place, str(step.depth), fill=_COLOURS[step.ran], font=_font(14), anchor="mb")
         if step.fallbacks:
@@ -136,7 +136,7 @@ def _share(report: RunReport, step: StepReport) -> float:
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, report: RunReport, top: float) -> None:
-    counts = Counter(step.ran for step in report.steps)
+    counts = Counter(step.ran for step in report.reached)
     entries = [(_COLOURS[kind], f"{counts[kind]} {kind.label}") for kind in StepKind if counts[kind]]
     fallbacks = sum(bool(step.fallbacks) for step in report.steps)
     if fallbacks:

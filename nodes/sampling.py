@@ -17,8 +17,13 @@ from .sockets import CATEGORY, PAPER, FlexiRunType, FlexiScheduleType
 log = logging.getLogger(__name__)
 
 _NO_RUN = (
-    "No run to report: nothing was sampled with the model of this Flexi Apply node. Connect its model to the sampler, "
-    "and the sampler's latent to this node."
+    "No run to report: nothing was sampled with the model of this Flexi Apply node since it last ran. Connect its model to the "
+    "sampler, and the sampler's latent to this node; if they are, this run's report is gone, and sampling once more (with "
+    "another seed) makes one."
+)
+_GONE = (
+    "This run's report is gone, or the latent is not as a sampler made it. Connect the sampler's own latent to this node; "
+    "if it is, sampling once more (with another seed) makes a report."
 )
 
 
@@ -107,10 +112,16 @@ class FlexiReport(io.ComfyNode):
     def execute(cls, run: RunHandle, latent: dict[str, torch.Tensor]) -> io.NodeOutput:
         try:
             report = run.report_of(latent["samples"])
-            text, picture = (_NO_RUN, draw_message(_NO_RUN)) if report is None else (str(report), draw_timeline(report))
-            shown = ui.PreviewText(text).as_dict() | ui.PreviewImage(picture, cls=cls).as_dict()
+            text = str(report) if report is not None else _NO_RUN if run.report is None else _GONE
         except Exception as error:  # the latent is there, and goes on
             log.exception("Flexiffusion: the report of a run failed")
+            report = None
             text = f"The report failed ({type(error).__name__}: {error}); the latent is as sampled, the log has more."
-            picture, shown = torch.zeros(1, 64, 64, 3), ui.PreviewText(text).as_dict()
+        shown = ui.PreviewText(text).as_dict()
+        picture = torch.zeros(1, 64, 64, 3)
+        try:
+            picture = draw_message(text) if report is None else draw_timeline(report)
+            shown |= ui.PreviewImage(picture, cls=cls).as_dict()
+        except Exception:  # the words are there, and are shown
+            log.exception("Flexiffusion: the picture of a run failed")
         return io.NodeOutput(latent, text, picture, ui=shown)

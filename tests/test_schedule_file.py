@@ -118,7 +118,7 @@ def test_info_cannot_pose_as_the_schedule():
         (changed("teacher", "scheduler", {}), "teacher.scheduler is {}; expected text"),
         (changed("teacher", "cfg", "7"), "teacher.cfg is '7'; expected a number"),
         (changed("teacher", "stages", 2), "teacher.stages is not a list of objects"),
-        (changed("teacher", "stages", [{"steps": 2}]), r"teacher.stages have the steps \[2\]; expected .* 5 together"),
+        (changed("teacher", "stages", [{"steps": 2}]), r"teacher.stages have steps \[2\]; expected .* 5 together"),
         (changed("teacher", "stages", [{"steps": 2}, {"steps": 3, "weights": 1}]), r"teacher.stages\[1\].weights is 1"),
         (changed("teacher", "cfg", True), "teacher.cfg is True; expected a number"),
         (changed("teacher", "cfg", 10**400), "teacher.cfg is 1.*; expected a number"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
+import sys
 
 import pytest
 import torch
 
-from flexi_core import FlexiError, Schedule
+from flexi_core import FlexiError
 from flexi_core.presets import Preset, full_steps
 
 SENTENCE = "Flexiffusion: plain sampling, every step full."
@@ -191,16 +193,26 @@ def test_a_report_that_fails_leaves_the_picture_and_says_what_failed(host, prese
     assert [record.levelname for record in caplog.records if record.name == "flexi_core.host"] == ["ERROR"]
 
 
-def test_a_report_node_that_fails_hands_the_latent_on(host, node, pack, monkeypatch):
-    import sys
-
-    core = sys.modules[f"{pack.__name__}.flexi_core.report"]
-    patched, run = node("FlexiApply").execute(node("FlexiDemoModel").execute().args[0], Schedule.parse("2*(FX)"), "map").args
+@pytest.mark.parametrize(
+    ("target", "words", "failed"),
+    [
+        (("flexi_core.report", "RunReport", "__str__"), "The report failed (Fails: on purpose)", False),
+        (("flexi_core.report", "count_macs"), "2 network calls, every block in each: 2.00x fewer MACs", False),
+        (("nodes.sampling", "draw_timeline"), "4 steps: 2 full, 2 null (extrapolated)", True),
+        (("nodes.sampling", "ui", "PreviewImage"), "4 steps: 2 full, 2 null (extrapolated)", False),
+    ],
+)
+def test_a_report_node_that_fails_hands_the_latent_on_and_keeps_what_it_can(
+    host, node, pack, monkeypatch, target, words, failed
+):
+    schedule = sys.modules[f"{pack.__name__}.flexi_core"].Schedule.parse("2*(FX)")
+    patched, run = node("FlexiApply").execute(node("FlexiDemoModel").execute().args[0], schedule, "map").args
     latent = {"samples": host.sample(patched, steps=4)}
-    monkeypatch.setattr(core, "count_macs", raising)
+    module, *inside, name = target
+    monkeypatch.setattr(functools.reduce(getattr, inside, sys.modules[f"{pack.__name__}.{module}"]), name, raising)
     shown = node("FlexiReport").execute(run, latent)
-    assert shown.args[0] is latent
-    assert "The report failed (Fails: on purpose)" in shown.args[1] and shown.args[2].shape[-1] == 3
+    assert shown.args[0] is latent and words in shown.args[1]
+    assert shown.args[2].shape[-1] == 3 and (shown.args[2].shape[1] == 64) is failed
     assert shown.ui["text"] == (shown.args[1],)
 
 

@@ -94,6 +94,21 @@ def test_guider_keeps_the_laws(host, demo_model, cell):
     cell(demo_model, sample, MIXED)
 
 
+def test_the_denoised_output_of_the_custom_sampler_finds_its_report_too(host, demo_model, apply, extra):
+    model, handle = apply(demo_model, MIXED)
+    noise, guider, sampler, sigmas = (
+        extra("custom_sampler", "RandomNoise")(5)[0],
+        extra("custom_sampler", "CFGGuider")(model, host.positive, host.negative, 3.0)[0],
+        host.comfy.samplers.sampler_object("euler"),
+        torch.linspace(12, 2, 9),
+    )
+    out, denoised = extra("custom_sampler", "SamplerCustomAdvanced")(
+        noise, guider, sampler, sigmas, {"samples": torch.zeros(1, 3, 32, 32)}
+    )
+    assert not torch.equal(out["samples"], denoised["samples"])
+    assert handle.report_of(out["samples"]) is handle.report_of(denoised["samples"]) is handle.report is not None
+
+
 @pytest.mark.matrix("Runs", "inpainting with a mask")
 def test_mask_keeps_the_laws(ksampler, picture, demo_model, cell):
     mask = torch.zeros(1, 32, 32)

@@ -328,7 +328,12 @@ def test_reports_of_two_samplers_are_told_apart_by_their_latents(host, demo_mode
     first, second = host.sample(model, steps=8), host.sample(model, steps=4)
     assert len(handle.report_of(first).steps) == 8
     assert len(handle.report_of(second).steps) == 4
-    assert handle.report_of(torch.zeros(1)) is handle.report
+    for dtype in (torch.float16, torch.bfloat16):
+        assert handle.report_of(first.to(dtype)) is handle.report_of(first)
+    assert handle.report_of(torch.zeros(1)) is None, "another run's numbers"
+    for _ in range(8):
+        host.sample(model, steps=2, noise=host.noise(1))
+    assert handle.report_of(first) is None, "the last run's numbers"
 
 
 def test_later_of_two_schedules_wins(host, demo_model, apply):
