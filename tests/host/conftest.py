@@ -22,6 +22,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -391,7 +392,13 @@ def environment() -> dict[str, str]:
 def server(checkout: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real server on a free port, with a base directory of its own: nothing is written into the checkout."""
     require_v3_nodes()
-    base = tmp_path_factory.mktemp("server")
+    with serving(checkout, environment, tmp_path_factory.mktemp("server"), "--disable-api-nodes") as running:
+        yield running
+
+
+@contextmanager
+def serving(checkout: Path, environment: dict[str, str], base: Path, *options: str) -> Iterator[Server]:
+    """Run a server with a base directory and more options of its own, until it is done with."""
     for name in ("custom_nodes", "models/flexi_schedules", "input", "output", "user", "temp"):
         (base / name).mkdir(parents=True)
     (base / "custom_nodes" / "flexiffusion").symlink_to(PACK, target_is_directory=True)
@@ -400,7 +407,7 @@ def server(checkout: Path, environment: dict[str, str], tmp_path_factory: pytest
         port = probe.getsockname()[1]
     command = [sys.executable, str(checkout / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--use-pytorch-cross-attention", "--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
-    command += ["--disable-auto-launch", "--disable-api-nodes"]
+    command += ["--disable-auto-launch", *options]
     log = base / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=base)
