@@ -46,6 +46,14 @@ def find_checkout() -> Path | None:
     return next((path.resolve() for path in candidates if (path / "comfy" / "samplers.py").is_file()), None)
 
 
+def find_templates() -> list[Path]:
+    """Return the folders of official templates: of $COMFYUI_TEMPLATES, else those of the packages that are installed."""
+    asked = [Path(path) for path in os.environ.get("COMFYUI_TEMPLATES", "").split(os.pathsep) if path]
+    specs = [importlib.util.find_spec(f"comfyui_workflow_templates{which}") for which in ("_json", "")]
+    installed = [Path(next(iter(spec.submodule_search_locations))) / "templates" for spec in specs if spec]
+    return [folder for folder in asked or installed if folder.is_dir()]
+
+
 def host_version() -> str:
     """Return the host's name and the version that its checkout states."""
     file = (find_checkout() or Path()) / "comfyui_version.py"
@@ -220,6 +228,19 @@ def checkout() -> Path:
     if found is None:
         pytest.skip("no ComfyUI checkout; set COMFYUI_PATH to one")
     return found
+
+
+@pytest.fixture(scope="session")
+def template() -> Any:
+    """A function that returns the text of an official template, as downloaded."""
+
+    def read(name: str) -> str:
+        file = next((folder / f"{name}.json" for folder in find_templates() if (folder / f"{name}.json").is_file()), None)
+        if file is None:
+            pytest.skip(f"no official template {name}; set COMFYUI_TEMPLATES to their folder")
+        return file.read_text(encoding="utf-8")
+
+    return read
 
 
 @pytest.fixture(scope="session")

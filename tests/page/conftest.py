@@ -67,10 +67,7 @@ def needs() -> Needs:
             os.environ.get("CHROMIUM"), *([] if "CHROMIUM" in os.environ else map(shutil.which, CHROMIUMS))
         ),
         "the page (COMFYUI_FRONTEND)": _asked("COMFYUI_FRONTEND", [_inside("comfyui_frontend_package", "static")]),
-        "the templates (COMFYUI_TEMPLATES)": _asked(
-            "COMFYUI_TEMPLATES",
-            [_inside(f"comfyui_workflow_templates{which}", "templates") for which in ("_json", "")],
-        ),
+        "the templates (COMFYUI_TEMPLATES)": next(iter(host_tests.find_templates()), None),
     }
     missing = [name for name, path in found.items() if path is None]
     if missing:
@@ -122,15 +119,16 @@ class Page:
     """The page of a running server."""
 
     def __init__(self, needs: Needs, server: Any) -> None:
-        self._needs = needs
-        self.url = server.url
+        self._needs, self._server = needs, server
         self.definitions: dict[str, Any] = server.get("/object_info")
 
     def export(self, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
         """Return, by file name, what the page makes of saved workflows: "output" in API form, or "error"."""
-        command = [str(each) for each in (self._needs.node, DRIVER, self._needs.playwright, self._needs.chromium, self.url)]
-        done = subprocess.run([*command, *map(str, files)], stdout=subprocess.PIPE, text=True, check=True)
-        said = [json.loads(line) for line in done.stdout.splitlines()]
+        needs, answers = self._needs, self._server.base / "exported.jsonl"
+        command = [needs.node, DRIVER, needs.playwright, needs.chromium, self._server.url, *files]
+        with answers.open("wb") as output:
+            subprocess.run([str(each) for each in command], stdout=output, check=True)
+        said = [json.loads(line) for line in answers.read_bytes().split(b"\n") if line]  # prompts hold other ends of lines
         return {each["name"]: each for each in said}
 
 
