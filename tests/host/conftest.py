@@ -22,6 +22,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,6 +44,14 @@ def find_checkout() -> Path | None:
     asked = [Path(path) for path in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if path]
     candidates = asked or [Path.home() / "comfy" / "ComfyUI", PACK.parents[1]]
     return next((path.resolve() for path in candidates if (path / "comfy" / "samplers.py").is_file()), None)
+
+
+def find_templates() -> list[Path]:
+    """Return the folders of official templates: of $COMFYUI_TEMPLATES, else those of the packages that are installed."""
+    asked = [Path(path) for path in os.environ.get("COMFYUI_TEMPLATES", "").split(os.pathsep) if path]
+    specs = [importlib.util.find_spec(f"comfyui_workflow_templates{which}") for which in ("_json", "")]
+    installed = [Path(next(iter(spec.submodule_search_locations))) / "templates" for spec in specs if spec]
+    return [folder for folder in asked or installed if folder.is_dir()]
 
 
 def host_version() -> str:
@@ -222,6 +231,19 @@ def checkout() -> Path:
 
 
 @pytest.fixture(scope="session")
+def template() -> Any:
+    """A function that returns the text of an official template, as downloaded."""
+
+    def read(name: str) -> str:
+        file = next((folder / f"{name}.json" for folder in find_templates() if (folder / f"{name}.json").is_file()), None)
+        if file is None:
+            pytest.skip(f"no official template {name}; set COMFYUI_TEMPLATES to their folder")
+        return file.read_text(encoding="utf-8")
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def host(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
     return Host(checkout, tmp_path_factory.mktemp("comfyui"))
 
@@ -391,7 +413,13 @@ def environment() -> dict[str, str]:
 def server(checkout: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real server on a free port, with a base directory of its own: nothing is written into the checkout."""
     require_v3_nodes()
-    base = tmp_path_factory.mktemp("server")
+    with serving(checkout, environment, tmp_path_factory.mktemp("server"), "--disable-api-nodes") as running:
+        yield running
+
+
+@contextmanager
+def serving(checkout: Path, environment: dict[str, str], base: Path, *options: str) -> Iterator[Server]:
+    """Run a server with a base directory and more options of its own, until it is done with."""
     for name in ("custom_nodes", "models/flexi_schedules", "input", "output", "user", "temp"):
         (base / name).mkdir(parents=True)
     (base / "custom_nodes" / "flexiffusion").symlink_to(PACK, target_is_directory=True)
@@ -400,7 +428,7 @@ def server(checkout: Path, environment: dict[str, str], tmp_path_factory: pytest
         port = probe.getsockname()[1]
     command = [sys.executable, str(checkout / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--use-pytorch-cross-attention", "--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
-    command += ["--disable-auto-launch", "--disable-api-nodes"]
+    command += ["--disable-auto-launch", *options]
     log = base / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=base)

@@ -456,8 +456,18 @@ def test_search_writes_the_schedule_where_the_node_finds_it(flexi, base, node):
     assert line.startswith("made for 4 euler steps, normal, cfg 1, 16x16; 2.0x fewer MACs, ") and line.endswith(" dB")
 
 
-def test_checkpoint_is_searched_without_a_workflow(host, base, checkout, generated, unet_file, monkeypatch, cache):
+def clip_l():
+    """Return weights of a CLIP-L, quickly made: layers of zeros pass the words on, and a prompt still decides the picture."""
     import comfy.sd1_clip
+
+    weights = {}
+    for name, value in comfy.sd1_clip.SDClipModel(device="cpu", dtype=torch.float16).transformer.state_dict().items():
+        filled = torch.randn(value.shape, dtype=torch.float16) if "token_embedding" in name else torch.zeros_like(value)
+        weights[name] = filled + 1 if name.endswith("norm.weight") else filled
+    return weights
+
+
+def test_checkpoint_is_searched_without_a_workflow(host, base, checkout, generated, unet_file, monkeypatch, cache):
     import comfy.taesd.taesd
     from safetensors.torch import load_file
 
@@ -465,11 +475,7 @@ def test_checkpoint_is_searched_without_a_workflow(host, base, checkout, generat
 
     monkeypatch.setenv("FLEXI_CACHE", str(cache))
     weights = {f"model.diffusion_model.{name}": value.half() for name, value in load_file(unet_file).items()}
-    clip = comfy.sd1_clip.SDClipModel(device="cpu", dtype=torch.float16)
-    for name, value in clip.transformer.state_dict().items():
-        # Layers of zeros pass the words on: quickly made, and a prompt still decides the picture.
-        filled = torch.randn(value.shape, dtype=torch.float16) if "token_embedding" in name else torch.zeros_like(value)
-        weights[f"cond_stage_model.transformer.{name}"] = filled + 1 if name.endswith("norm.weight") else filled
+    weights |= {f"cond_stage_model.transformer.{name}": value for name, value in clip_l().items()}
     vae = generated(comfy.taesd.taesd.TAESD())
     weights |= {f"first_stage_model.{name}": value.contiguous() for name, value in vae.state_dict().items()}
     path = base / "models" / "checkpoints" / "tiny.safetensors"
@@ -671,6 +677,41 @@ def test_nodes_that_share_no_run_are_refused_in_words(flexi, graph, words):
     result = flexi(graph, "--node", "15")
     assert result.exit_code == 2 and result.stdout == ""
     assert words in result.stderr and "--node 5" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def sd3_checkpoint(host, base, generated):
+    """The file that the official SD3.5 template asks for: an MMDiT of one block and large patches, a CLIP-L, a tiny VAE."""
+    import comfy.supported_models
+    import comfy.taesd.taesd
+
+    config = {"in_channels": 16, "patch_size": 8, "out_channels": 16, "depth": 1, "input_size": None, "adm_in_channels": 2048,
+              "num_patches": 16 * 16, "pos_embed_max_size": 16, "pos_embed_scaling_factor": None, "dtype": torch.float32,
+              "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 64}},
+              }  # fmt: skip
+    inner = comfy.supported_models.SD3(config).get_model({}, device=torch.device("cpu"))
+    network, vae = generated(inner.diffusion_model), generated(comfy.taesd.taesd.TAESD(latent_channels=16))
+    weights = {f"model.diffusion_model.{name}": value for name, value in network.state_dict().items()}
+    weights["model.diffusion_model.pos_embed"] = torch.zeros(1, 16 * 16, 64)
+    weights |= {f"text_encoders.clip_l.transformer.{name}": value for name, value in clip_l().items()}
+    weights |= {f"first_stage_model.{name}": value.contiguous() for name, value in vae.state_dict().items()}
+    path = base / "models" / "checkpoints" / "sd3.5_large_fp8_scaled.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path)
+    yield path
+    path.unlink()
+
+
+def test_an_official_template_is_searched_as_downloaded(flexi, base, template, sd3_checkpoint):
+    found = flexi(
+        template("sd3.5_simple_example"), "--speedup", 2, "--samples", 16, "--evaluations", 1, "--finalists", 0, "--json"
+    )
+    assert found.exit_code == 0, found.output
+    schedule = load_schedule(base / "models" / "flexi_schedules" / "my graph_2x.json")
+    teacher = schedule.info["teacher"]
+    assert (teacher["sampler"], teacher["scheduler"], teacher["steps"], teacher["cfg"]) == ("euler", "sgm_uniform", 20, 4.01)
+    assert teacher["size"] == [128, 128] and len(schedule) == 20
+    assert json.loads(found.stdout)["schedule"] == str(schedule)
 
 
 def saved_form(graph):
