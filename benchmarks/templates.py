@@ -450,7 +450,7 @@ def _page(found: list[Row], comfyui: str, preset: str) -> list[str]:
         f"# Official templates with Flexi Preset {preset}",
         "",
         f"Made by `python benchmarks/templates.py` on ComfyUI {version[1] if version else ''}, from its official templates as",
-        "downloaded. The pack's nodes are put between the model and what samples; the sampler, its steps, scheduler, window and",
+        "downloaded. The pack's nodes are put between the model and what samples; sampler, steps, scheduler, window and",
         "guider, the nodes that patch the model and the conditionings are the template's own. In place of files stand a tiny",
         "network of the same class with random weights, random conditionings and a small latent; LoRAs, control nets and what",
         "needs a picture or a VAE are left out. It is about steps and compute, not about pictures. Speed-up: MACs of all steps",
