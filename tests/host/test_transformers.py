@@ -225,6 +225,13 @@ FAMILIES = {
         (128, 4, 4),
         blocks(double_block=2, single_block=2),
     ),
+    "Flux.2 with a reference": Family(
+        "Flux2",
+        {**FLUX2, "guidance_embed": False},  # the host takes no time 0 for references beside embedded guidance
+        (128, 4, 4),
+        blocks(double_block=2, single_block=2),
+        lambda random: {"reference_latents": [random(1, 128, 4, 4)]},
+    ),
     "LongCat-Image": Family(
         "LongCatImage",
         {**FLUX, "vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]},
@@ -682,6 +689,35 @@ def test_networks_with_nothing_to_skip_run_their_partial_steps_in_full_and_say_s
     assert report.speedup_macs in (None, pytest.approx(8 / 6))
     mixed, without_partial = (tiny.sample(apply(tiny.model, text)[0]) for text in (MIXED, "3*(F)|FX|F|FN"))
     assert torch.equal(mixed, without_partial)
+
+
+@pytest.fixture
+def kv_cached(make, extra):
+    """A tiny Flux.2 with a reference picture under the host's own FluxKVCache, and how to sample it."""
+    node = extra("flux", "FluxKVCache")
+    tiny = make("Flux.2 with a reference")
+    return tiny, node(tiny.model)[0]
+
+
+@pytest.mark.matrix("Architectures: transformers", "Flux.2 with a reference under FluxKVCache")
+def test_cached_keys_of_a_reference_reach_partial_steps(kv_cached, cell):
+    tiny, model = kv_cached
+    assert distance(tiny.sample(model), tiny.sample(tiny.model)) > 1e-4, "the node does nothing here"
+    cell(model, tiny.sample, MIXED)
+    call, forward = tiny.call(model), tiny.model.model._apply_model
+    with torch.no_grad():
+        call.run(forward)  # the first call has the reference's tokens, and its keys are kept
+    assert_partial_steps_equal_the_full_one(call, forward, len(SKIPPED["Flux.2"].blocks))
+
+
+@pytest.mark.matrix("Architectures: transformers", "Flux.2 under FluxKVCache, a partial step right behind the first one")
+def test_the_step_behind_the_one_with_the_references_tokens_runs_full_and_says_so(kv_cached, cell, apply):
+    tiny, model = kv_cached
+    does = "one full step, where the reference's tokens are gone; the next are partial"
+    report = cell(model, tiny.sample, "FPPP@2|FPP@2|F", ran="FFPPFPPF", does=does)
+    assert "blocks of another size" in str(report)
+    patched, handle = apply(model, "FP@2|6*(F)")
+    assert torch.equal(tiny.sample(patched), tiny.sample(model)) and handle.report.letters == "F" * 8
 
 
 def louder(out: Any) -> Any:
