@@ -21,10 +21,11 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from .block_lists import BlockKey, BlockLists, Visit, find_block_lists
 from .plan import Plan
 from .run import Run, StepRecord
 from .schedule import Schedule
-from .transformer_steps import BlockKey, ModelCall, streams_of, watched
+from .transformer_steps import ModelCall, run_watched, streams_of
 from .unet_steps import NetworkCall, block_count, watched_features
 
 log = logging.getLogger(__name__)
@@ -72,12 +73,13 @@ class NetworkCost:
         return rows * max((count * self.feature_bytes.get(depth, 0.0) for depth, count in kept), default=0.0)
 
 
-def count_macs(network: nn.Module, call: NetworkCall | ModelCall) -> NetworkCost | None:
+def count_macs(network: nn.Module, call: NetworkCall | ModelCall, lists: BlockLists | None = None) -> NetworkCost | None:
     """Count the multiply-accumulates of one row of a call, block by block.
 
     Args:
         network: the U-Net, or the host's model around a network of another kind.
         call: a real call of it; only shapes and types matter.
+        lists: the network's lists of blocks, where its hooks are broken; found here otherwise.
 
     Returns:
         the cost, or None when the network's code does not run on the meta device (said in the log).
@@ -97,12 +99,18 @@ def count_macs(network: nn.Module, call: NetworkCall | ModelCall) -> NetworkCost
         sizes[key] = sum(stream.nbytes for stream in streams_of(out, given).values() if stream is not None) / rows
         return out
 
+    if lists is None and not unet:
+        lists = find_block_lists(network)
     shapes = call.shapes()
-    shapes = watched_features(shapes, network, sizes) if unet else watched(shapes, visit)
+    if unet:
+        shapes = watched_features(shapes, network, sizes)
     try:
         with torch.no_grad(), counter, _OneExpert():
-            functional_call(_Pass(network), weights, (shapes,))
+            functional_call(_Pass(network, None if unet else visit, lists), weights, (shapes,))
     except Exception as error:  # whatever an unknown network's code raises on meta tensors: the count is a courtesy
+        if lists is not None and not lists.alone:
+            lists.alone = True
+            return count_macs(network, call, lists)
         log.warning("Flexiffusion: the MACs of %s cannot be counted: %s", type(network).__name__, error)
         return None
     if unet:
@@ -113,6 +121,9 @@ def count_macs(network: nn.Module, call: NetworkCall | ModelCall) -> NetworkCost
                 blocks[key] += sum(by_operator.values()) / 2 / rows
         feature_bytes = {depth: size / rows for depth, size in sizes.items()}
     else:
+        if lists is not None and not all(map(lists.holds, sizes)):  # it has hooks
+            blocks = Counter({key: macs for key, macs in blocks.items() if not lists.holds(key)})
+            sizes = {key: size for key, size in sizes.items() if not lists.holds(key)}
         keys = list(sizes)
         feature_bytes = {
             depth: sum(sizes[[*stretch][-1]] for _, stretch in groupby(keys[depth:], itemgetter(0)))
@@ -176,9 +187,12 @@ class _OneExpert(TorchDispatchMode):
 class _Pass(nn.Module):
     """One call of a network, as a module whose weights can be stood in for."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, visit: Visit | None, lists: BlockLists | None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self._visit, self._lists = network, visit, lists
 
     def forward(self, call: NetworkCall | ModelCall) -> torch.Tensor:
-        return call.run(getattr(self.network, call.method, self.network))
+        own = getattr(self.network, call.method, self.network)
+        if self._visit is None:
+            return call.run(own)
+        return run_watched(call, own, self._visit, self._lists, self._visit)

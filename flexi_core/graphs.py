@@ -1,12 +1,14 @@
-"""This pack's own code stays out of torch.compile's graphs; the network that it calls is compiled as without it.
+"""This pack's own code, and what it keeps, stays out of graphs; the network that it calls is compiled as without it.
 
-Traced, the bookkeeping of a run would be compiled into the network's graph, and the network anew for every step.
+Traced by torch.compile, the bookkeeping of a run would be compiled into the network's graph, and the network anew for every
+step. Hosts newer than ComfyUI 0.33 run some networks in a captured memory graph, whose memory serves the next call again.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 _outside: list[Callable[..., Any]] = []
@@ -24,3 +26,9 @@ def keep_outside() -> None:
     skip = getattr(sys.modules.get("torch._dynamo.decorators"), "skip", None)
     while skip is not None and _outside:
         skip(_outside.pop())
+
+
+def for_later_calls() -> AbstractContextManager:
+    """Return a context for tensors that outlive a call of the network: outside the host's memory graph, where it has one."""
+    pause = getattr(sys.modules.get("comfy.model_prefetch"), "pause_malloc_graph", None)
+    return nullcontext() if pause is None else pause()

@@ -586,7 +586,7 @@ def _diffusion_model(executor, *args, **kwargs):
     host_run = call.options.get(KEY)
     if host_run is None:
         return call.run(executor)
-    return host_run.run.forward(network, call, _sigma(call.options), _NetworkForward(executor))
+    return host_run.run.forward(network, call, _sigma(call.options), _Forward(executor))
 
 
 @outside_graphs
@@ -595,8 +595,8 @@ def _network_call(x, timesteps, context=None, y=None, control=None, transformer_
     return NetworkCall(x, timesteps, context, y, control, options, others)
 
 
-class _NetworkForward:
-    """The network's own forward with the wrappers that other packs have put between it and ours."""
+class _Forward:
+    """The host's own forward with the wrappers that other packs have put between it and ours."""
 
     def __init__(self, executor: WrapperExecutor) -> None:
         self._executor = executor
@@ -605,10 +605,11 @@ class _NetworkForward:
     def __call__(self, *args, **kwargs):
         return self._executor(*args, **kwargs)
 
-    def around(self, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """Return another forward with the same wrappers around it."""
+    def around(self, forward: Callable[..., torch.Tensor], owner: Any = None) -> Callable[..., torch.Tensor]:
+        """Return another forward with the same wrappers around it, for which it is `owner`'s."""
         executor = self._executor
-        return WrapperExecutor.new_class_executor(forward, executor.class_obj, executor.wrappers, executor.idx + 1).execute
+        owner = executor.class_obj if owner is None else owner
+        return WrapperExecutor.new_class_executor(forward, owner, executor.wrappers, executor.idx + 1).execute
 
 
 def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
@@ -618,7 +619,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     model, host_run = executor.class_obj, options.get(KEY)
     if host_run is None or block_count(model.diffusion_model) is not None:
         return call.run(executor)
-    return host_run.run.forward(model, call, _sigma(options), executor)
+    return host_run.run.forward(model, call, _sigma(options), _Forward(executor))
 
 
 @outside_graphs

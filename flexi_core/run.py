@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .block_lists import find_block_lists
 from .cache import CachePolicy, Feature, FeatureCache
 from .extrapolation import Observer, PredictionHistory
-from .graphs import outside_graphs
+from .graphs import for_later_calls, outside_graphs
 from .guard import FAR, Guard
 from .guidance import GuidanceHistory
 from .plan import SIGMA_TOLERANCE, Plan
@@ -201,7 +202,8 @@ class Run:
         self._answered = denoised = self._answer(here, x, compute, must_compute)
         # What a sampler asks between two steps' starts is answered, but not gone on from.
         if place == here.index and (self._extrapolates or self._observer):
-            prediction = rule.value(x, sigma, denoised)
+            with for_later_calls():
+                prediction = rule.value(x, sigma, denoised)
             self._history.add(place, prediction)
             if self._observer:
                 self._observer.see(here.index, x, prediction)
@@ -303,7 +305,8 @@ class Run:
                 return conditional, self._guidance.unconditional(sigma, conditional, window)
             self._fall_back(here, f"the guidance cannot be reused: {reason}")
         conditional, unconditional = halves(True)
-        self._guidance.keep(here.index, sigma, conditional, unconditional, window)
+        with for_later_calls():
+            self._guidance.keep(here.index, sigma, conditional, unconditional, window)
         return conditional, unconditional
 
     def guides_itself(self, sigma: float, reason: str) -> None:
@@ -365,7 +368,8 @@ class Run:
         if network not in self._steps:
             inner = getattr(network, "diffusion_model", network)
             unet = block_count(network) is not None
-            self._steps[network] = UNetSteps(network) if unet else TransformerSteps(type(inner).__name__)
+            name, lists = type(inner).__name__, find_block_lists(network)
+            self._steps[network] = UNetSteps(network) if unet else TransformerSteps(name, lists)
         return self._steps[network]
 
     def _recall(

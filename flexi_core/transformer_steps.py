@@ -1,9 +1,10 @@
-"""Partial steps of a diffusion transformer, through the host's public replace hooks.
+"""Partial steps of a diffusion transformer, through the host's public replace hooks, or the network's own lists of blocks.
 
 A transformer that offers its blocks under `patches_replace["dit"]` asks for each of them by a key such as
 `("double_block", 3)`. A partial step of depth k runs the first k blocks that it asks for; each stream that passes through the
 others takes in one stored residual, what a full step added to it between its first skipped block and the last. Structure is
-what the network asks for: no list of families is kept, and one that follows the same hooks works the day it appears.
+what the network asks for: no list of families is kept, and one that follows the same hooks works the day it appears. One that
+asks for none is met in its lists of blocks (`block_lists`), under keys such as `("layers", 3)`, in the same way.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Any
 
 import torch
 
+from .block_lists import BlockKey, BlockLists, Visit
 from .cache import Feature
-from .graphs import outside_graphs
+from .graphs import for_later_calls, outside_graphs
 from .unet_steps import on_meta
 
-BlockKey = tuple[str, int]
-# What the hooks call the hidden states that blocks hand on; a stream may be a pair of tensors, as of pictures and sound.
+# What the hooks call the hidden states that blocks hand on; a stream may be several tensors, as of pictures and sound.
 _STREAMS = ("img", "txt", "x")
-Stream = str | tuple[str, int]
+Stream = str | tuple[str, int | str]
 _COMPILED = "OptimizedModule"  # torch.compile's; newer hosts keep its graph whatever hooks there are
 
 
@@ -62,9 +63,6 @@ class ModelCall:
         return ModelCall(x, t, c_concat, c_crossattn, None, options, kwargs)
 
 
-Visit = Callable[[BlockKey, dict[str, Any], Callable[[dict[str, Any]], Any]], Any]
-
-
 def watched(call: ModelCall, visit: Visit) -> ModelCall:
     """Return a call whose network hands every block that has a hook to `visit(key, args, original)`.
 
@@ -75,11 +73,45 @@ def watched(call: ModelCall, visit: Visit) -> ModelCall:
     return replace(call, options={**call.options, "patches_replace": hooks})
 
 
-class TransformerSteps:
-    """Full and partial passes of one network, which shows its blocks in its first full pass."""
+def run_watched(
+    call: ModelCall, forward: Callable[..., torch.Tensor], visit: Visit, lists: BlockLists | None, of_list: Visit | None = None
+) -> torch.Tensor:
+    """Return a call's prediction, with every block handed to `visit(key, args, original)`.
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    Args:
+        call: of the host's model.
+        forward: the model's own, or the rest of the host's wrapper chain.
+        visit: meets the blocks that have hooks; those of lists that stand alone.
+        lists: of the network's blocks.
+        of_list: meets the blocks of lists that do not stand alone, up to the first that has a hook.
+    """
+    if lists is None:
+        return watched(call, visit).run(forward)
+    if lists.alone:
+        return call.run(lists.watched(forward, visit))
+    hooked = False
+
+    def hook(key: BlockKey, args: dict[str, Any], original: Callable[[dict[str, Any]], Any]) -> Any:
+        nonlocal hooked
+        hooked = True
+        return visit(key, args, original)
+
+    def listed(key: BlockKey, args: dict[str, Any], original: Callable[[dict[str, Any]], Any]) -> Any:
+        return original(args) if hooked else of_list(key, args, original)
+
+    return watched(call, hook).run(lists.watched(forward, listed))
+
+
+class TransformerSteps:
+    """Full and partial passes of one network, which shows its blocks in its first full pass.
+
+    Args:
+        name: of the network, for words.
+        lists: of its blocks, for a network without hooks.
+    """
+
+    def __init__(self, name: str, lists: BlockLists | None = None) -> None:
+        self._name, self._lists = name, lists
         self._shown: _Capture | None = None  # the last full pass
         self._broken = ""  # what came of the network's hooks
 
@@ -90,6 +122,10 @@ class TransformerSteps:
         if self._shown is None:
             return ""
         count = len(self._shown.keys)
+        if self._lists is not None and self._lists.odd:
+            return f"{self._name}'s {self._lists.odd}"
+        if not count and self._lists is not None:
+            return f"{self._name}'s blocks do not run one by one: it may be compiled"
         if not count and self._name == _COMPILED:
             return "the compiled network does not ask for hooks of its blocks: it was compiled in a run without them"
         if not count:
@@ -104,17 +140,29 @@ class TransformerSteps:
         """Run every block; with a depth also return what partial steps of that depth take in, where it can be kept."""
         if depth is None or self.why_not(depth):
             return call.run(forward), None
-        capture = _Capture(depth)
+        capture, of_lists = _Capture(depth), _Capture(depth)
         try:
-            prediction = watched(call, capture).run(forward)
+            prediction = run_watched(call, forward, capture, self._lists, of_lists)
         except Exception as error:
             if not self._breaks(error, "hooks for its blocks"):
                 raise
+            if self._lists is not None and not self._lists.alone:
+                self._broken, self._lists.alone = "", True
+                return self.full(call, forward, depth)
             return call.run(forward), None
+        if self._lists is not None and not self._lists.alone:  # the first pass
+            if capture.keys:
+                self._lists = None
+            else:
+                capture, self._lists.alone = of_lists, True
         self._shown = capture
+        if self._lists is not None and self._lists.odd:
+            return prediction, None
         rows = call.x.shape[0]
-        whole = all(value is None or value.shape[0] == rows for value in capture.feature.values())
-        return prediction, capture.feature if capture.feature and whole and not capture.failed else None
+        if any(value is not None and value.shape[0] != rows for value in capture.feature.values()):
+            self._broken = f"{self._name}'s blocks hand on hidden states whose first axis is not the latents'"
+            return prediction, None
+        return prediction, capture.feature if capture.feature and not capture.failed else None
 
     def partial(
         self, call: ModelCall, forward: Callable[..., torch.Tensor], depth: int, feature: Feature
@@ -122,7 +170,9 @@ class TransformerSteps:
         """Run the first `depth` blocks on a kept feature; None when the network asked for other blocks than before."""
         reuse = _Reuse(depth, feature, self._shown)
         try:
-            prediction = watched(call, reuse).run(forward)
+            prediction = run_watched(call, forward, reuse, self._lists)
+        except _OtherSize:
+            return None
         except Exception as error:
             if not self._breaks(error, "blocks, when some of them are skipped,"):
                 raise
@@ -135,6 +185,10 @@ class TransformerSteps:
             return False
         self._broken = f"{self._name}'s {what} failed ({type(error).__name__}: {error})"
         return True
+
+
+class _OtherSize(Exception):
+    """The kept residual belongs to streams of another size; ends a partial pass."""
 
 
 class _Hooks(dict):
@@ -183,8 +237,8 @@ class _Capture:
             return original(args)
         if _opens_stretch(self.keys, self._depth):
             self._stretch += 1
-            # Clones: blocks write to their streams in place.
-            self._entries = {name: value.clone() for name, value in streams_of(args, {}).items() if value is not None}
+            with for_later_calls():  # clones: blocks write to their streams in place
+                self._entries = {name: value.clone() for name, value in streams_of(args, {}).items() if value is not None}
         given = dict(args)
         out = original(args)
         self.named.append(isinstance(out, dict))
@@ -192,7 +246,8 @@ class _Capture:
             if value is not None and (name not in self._entries or value.shape != self._entries[name].shape):
                 self.failed = True
                 continue
-            self.feature[self._stretch, name] = None if value is None else value - self._entries[name]
+            with for_later_calls():
+                self.feature[self._stretch, name] = None if value is None else value - self._entries[name]
         return out
 
 
@@ -219,6 +274,8 @@ class _Reuse:
         if _opens_stretch(self.keys, self._depth):
             self._stretch += 1
             own = {name: value for (stretch, name), value in self._feature.items() if stretch == self._stretch}
+            if any(value is not None and now[name].shape != value.shape for name, value in own.items()):
+                raise _OtherSize
             self._final = {name: None if value is None else now[name] + value for name, value in own.items()}
         streams = self._final
         if seen < len(self._expected) and self._expected[seen][0] == key[0]:
@@ -246,7 +303,9 @@ def streams_of(out: Any, args: dict[str, Any]) -> dict[Stream, torch.Tensor | No
     for name, value in out.items():
         if name not in _STREAMS:
             continue
-        if isinstance(value, tuple | list):
+        if isinstance(value, dict):
+            found |= {(name, slot): part for slot, part in value.items()}
+        elif isinstance(value, tuple | list):
             found |= {(name, i): part for i, part in enumerate(value) if part is None or isinstance(part, torch.Tensor)}
         elif value is None or isinstance(value, torch.Tensor):
             found[name] = value
@@ -261,6 +320,7 @@ def _together(streams: dict[Stream, torch.Tensor | None], args: dict[str, Any]) 
             found[stream] = value
         else:
             name, place = stream
-            parts = found.setdefault(name, list(args[name]))
+            whole = args[name]
+            parts = found.setdefault(name, dict(whole) if isinstance(whole, dict) else list(whole))
             parts[place] = value
     return {name: type(args[name])(value) if isinstance(value, list) else value for name, value in found.items()}

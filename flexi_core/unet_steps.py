@@ -19,7 +19,9 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from .cache import Feature
-from .graphs import outside_graphs
+from .graphs import for_later_calls, outside_graphs
+
+_MIDDLE = "middle_block_after_patch"
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,12 @@ class UNetSteps:
 
     def __init__(self, network: nn.Module) -> None:
         self._network, self._blocks = network, block_count(network)
+        self._in_order = ""  # a patch of the last full pass that must meet every block
 
     def why_not(self, depth: int) -> str:
         """Return in words why no partial step of a depth can run; empty when one can."""
+        if self._in_order:
+            return f"{self._in_order} patches the middle block and others, and goes through them in order"
         return f"depth {depth} needs more than the network's {self._blocks} blocks" if depth >= self._blocks else ""
 
     @outside_graphs
@@ -93,6 +98,7 @@ class UNetSteps:
         self, call: NetworkCall, forward: Callable[..., torch.Tensor], depth: int | None
     ) -> tuple[torch.Tensor, Feature | None]:
         """Run every block; with a depth also return what partial steps of that depth take in, where it can be kept."""
+        self._in_order = _met_in_order(call.options)
         if depth is None or self.why_not(depth):
             return call.run(forward), None
         skips: list[torch.Tensor] = []
@@ -140,7 +146,8 @@ def full_pass(
     kept: list[torch.Tensor] = []
 
     def keep(h: torch.Tensor, skip: torch.Tensor) -> None:
-        kept.append(h.clone())  # patches after this one may write to h in place
+        with for_later_calls():
+            kept.append(h.clone())  # patches after this one may write to h in place
 
     return _watched_entry(call, block_count(network) - depth, keep).run(forward), kept[-1] if kept else None
 
@@ -174,7 +181,7 @@ def partial_pass(
         "middle_block": type(network.middle_block)(_Stored(feature)),
         "output_blocks": nn.ModuleList(network.output_blocks[n - depth :]),
     }
-    options = _ShiftedOptions(call.options, n - depth, sum(map(_transformers, skipped)))
+    options = _ShiftedOptions(_without_middle_patches(call.options), n - depth, sum(map(_transformers, skipped)))
     call = replace(call, options=options, control=_shallow_control(call.control, n - depth))
     forward = partial(type(network)._forward, view)
     return call.run(forward if around is None else around(forward))
@@ -207,6 +214,27 @@ def _watched_entry(call: NetworkCall, number: int, watch: Callable[[torch.Tensor
         return h, skip
 
     return _with_output_patch(call, patch)
+
+
+@outside_graphs
+def _without_middle_patches(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options without the patches behind the middle block: the kept feature has been through them."""
+    patches = options.get("patches", {})
+    if _MIDDLE not in patches:
+        return options
+    return {**options, "patches": {name: value for name, value in patches.items() if name != _MIDDLE}}
+
+
+@outside_graphs
+def _met_in_order(options: dict[str, Any]) -> str:
+    """Return the name of an object that patches the middle block and others too (SUPIR's counts them), empty without one."""
+    patches = options.get("patches", {})
+    middle = [owner for patch in patches.get(_MIDDLE, ()) if (owner := getattr(patch, "__self__", None)) is not None]
+    others = (patch for name, of_kind in patches.items() if name != _MIDDLE for patch in of_kind)
+    # Some patches come with the class of layers that they are for.
+    functions = (each for patch in others for each in (patch if isinstance(patch, tuple) else (patch,)))
+    elsewhere = {id(getattr(function, "__self__", None)) for function in functions}
+    return next((type(owner).__name__ for owner in middle if id(owner) in elsewhere), "")
 
 
 class _OtherSize(Exception):

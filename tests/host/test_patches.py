@@ -1,6 +1,7 @@
 """Patched models and weights of other types: a partial step has to see the patches that a full step sees."""
 
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -168,6 +169,9 @@ def patched_by(extra, name, model):
         patched.set_model_input_block_patch_after_skip(lambda h, options: h * (1 + 0.1 * options["block"][1]))
     elif name == "output block patch":
         patched.set_model_output_block_patch(lambda h, skip, options: (h.mul_(1.1), skip * (1 + options["block"][1])))
+    elif name == "patch after the middle block":
+        require_middle_patches(patched)
+        patched.set_model_patch(lambda args: {"h": args["h"] * 1.5}, "middle_block_after_patch")
     elif name == "embedding patch":
         patched.set_model_emb_patch(lambda emb, channels, options: emb * 1.5)
     return patched
@@ -191,7 +195,14 @@ PATCHES = (
     "input block patch after the skip",
     "output block patch",
     "embedding patch",
+    "patch after the middle block",
 )
+
+
+def require_middle_patches(model):
+    """Skip where the host does not know patches after the middle block."""
+    if not hasattr(model, "set_model_middle_block_after_patch"):
+        pytest.skip("this host has no patches after the middle block")
 
 
 @pytest.mark.matrix("Patches and weights", "{name}")
@@ -204,6 +215,34 @@ def test_patch_keeps_the_laws_and_reaches_partial_steps(unet, sample, cell, twic
         return
     for depth in range(1, BLOCKS):
         assert_one_prediction(*twice(model, depth))
+
+
+class Adapter(torch.nn.Module):
+    """Stands for one of SUPIR's: fuses what it is given, by a strength of its own."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.strength = 1 + 0.1 * number
+
+    def forward(self, control, *parts, control_scale):
+        return torch.cat(parts[::-1], 1) * self.strength + control * control_scale
+
+
+@pytest.mark.matrix("Patches and weights", "SUPIR")
+def test_patches_that_count_the_blocks_run_in_full_and_say_so(unet, sample, cell):
+    """The host's own patch: it takes its adapters one after another, from the middle block on."""
+    require_middle_patches(unet)
+    supir = importlib.import_module("comfy.ldm.supir.supir_patch").SUPIRPatch
+    ups = sum("Upsample" in type(layer).__name__ for layer in unet.model.diffusion_model.output_blocks.modules())
+    features = [torch.tensor(0.05)] * (1 + BLOCKS)
+    net = SimpleNamespace(model=SimpleNamespace(control_model=lambda *_: features))
+    adapters = torch.nn.ModuleList(Adapter(number) for number in range(1 + BLOCKS + ups))
+    model = unet.clone()
+    supir(net, adapters, torch.zeros(1, 4, 16, 16), 1.0, 1.0).register(model)
+    assert not torch.equal(sample(model, 2), sample(unet, 2))
+    does = "full, removed, extrapolated steps as planned; partial ones run in full, with the reason"
+    report = cell(model, sample, MIXED, ran="FFFFXFFN", does=does)
+    assert "SUPIRPatch patches the middle block and others" in str(report)
 
 
 @pytest.mark.matrix("Patches and weights", "{name} on the embedded model")
