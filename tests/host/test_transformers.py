@@ -579,8 +579,10 @@ def build(config: Any, network: dict[str, Any], weights: dict[str, torch.Tensor]
         return described.get_model(weights, device=CPU)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None or network.get(unknown[1], True):
+        if unknown is None:
             raise
+        if network.get(unknown[1], True):
+            pytest.skip(f"this host's {config.__name__} has no {unknown[1]}")
         return build(config, {key: value for key, value in network.items() if key != unknown[1]}, weights)
 
 
