@@ -22,7 +22,7 @@ demo: $(INSTALLED)
 # A file's tests stay together, in one process of a thread each: what they share is made once. The tests in the host run in
 # every checkout that there is, each with the packages that it asks for; where there is none they say so and are skipped.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) --ignore tests/host
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) --ignore tests/host --ignore tests/page
 	tests/host/checkouts > $(CHECKOUTS)
 	set -e; while read -r checkout <&3; do \
 		echo "In $$checkout:"; \

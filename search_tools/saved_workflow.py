@@ -27,6 +27,7 @@ _INPUT_SIDE, _OUTPUT_SIDE = -10, -20  # the ids of a subgraph's own two ends
 _DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 _WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "COLORS", "CURVE", "RANGE", "BOUNDING_BOX", "BOUNDING_BOXES",
             "WEBCAM", "IMAGECOMPARE", "COMPOSITOR", _DYNAMIC}  # fmt: skip
+_COMPARED = "IMAGECOMPARE"
 _SEEDS = ("seed", "noise_seed")
 _UPLOADS = ("image_upload", "animated_image_upload", "video_upload", "audio_upload", "file_upload")
 _MOST_NESTED = 32
@@ -333,7 +334,9 @@ class _Converter:
         for name, kind, options in _widgets(definition.get("input", definition), definition.get("input_order")):
             value = next(waiting, _MISSING)
             taken += [] if value is _MISSING else [value]
-            values[prefix + name] = value = _default(kind, options) if value is _MISSING else value
+            if value is _MISSING or kind == _COMPARED:  # the page keeps two pictures there, and sends none
+                value = _default(kind, options)
+            values[prefix + name] = value
             if kind == _DYNAMIC:
                 chosen = next((each for each in options.get("options") or [] if each["key"] == value), None)
                 if chosen:
@@ -394,7 +397,7 @@ def _default(kind: str, options: Mapping[str, Any]) -> Any:
     if kind in ("COMBO", _DYNAMIC):
         first = next(iter(options.get("options") or ()), None)
         return first["key"] if isinstance(first, Mapping) else first
-    return {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}.get(kind)
+    return {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False, _COMPARED: ["", ""]}.get(kind)
 
 
 def _as_input(value: Any) -> Any:

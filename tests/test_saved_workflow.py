@@ -72,6 +72,13 @@ def test_a_list_as_a_value_is_no_link():
     assert found["1"]["inputs"] == {"filename_prefix": {"__value__": ["a", 0]}}
 
 
+@pytest.mark.parametrize("values", [[], [{"before": "/api/view?filename=a.png"}]])
+def test_pictures_that_a_comparison_shows_are_not_sent(values):
+    define = {"ImageCompare": {"input": {"optional": {"compare_view": ["IMAGECOMPARE", {}]}}}}
+    found = to_api(saved(a_node(1, "ImageCompare", values)), define.get)
+    assert found["1"]["inputs"] == {"compare_view": {"__value__": ["", ""]}}
+
+
 def test_nodes_that_the_host_does_not_know_stay_by_their_type():
     link = [1, 1, 0, 2, 0, "MODEL"]
     found = converted(saved(a_node(1, "GetNode", ["m"]), a_node(2, "KSampler", [], {"model": 1}), links=[link]))
