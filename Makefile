@@ -27,9 +27,9 @@ test: lint
 	set -e; while read -r checkout <&3; do \
 		echo "In $$checkout:"; \
 		$(MAKE) --no-print-directory host CHECKOUT="$$checkout"; \
-		OMP_NUM_THREADS=1 COMFYUI_PATH="$$checkout" $(BIN)/pytest $(PARALLEL) tests/host; \
+		OMP_NUM_THREADS=1 COMFYUI_PATH="$$checkout" $(BIN)/pytest $(PARALLEL) tests/host tests/page; \
 	done 3< $(CHECKOUTS)
-	if [ ! -s $(CHECKOUTS) ]; then $(BIN)/pytest -q -rs tests/host; fi
+	if [ ! -s $(CHECKOUTS) ]; then $(BIN)/pytest -q -rs tests/host tests/page; fi
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -1,6 +1,6 @@
 """Ready schedules for any run.
 
-Those of a speed-up are chosen by measurement (`benchmarks/presets.py`) for each kind of sampler at some step counts, 4 to 50
+Those of a speed-up are chosen by measurement (`benchmarks/presets.py`) for each kind of sampler at some step counts, 4 to 50,
 and scaled to others. One is offered only where it was ahead of as many plain steps in every run that it was judged on.
 The embedded model has its own for Euler, each found by a search (`benchmarks/family.py`).
 """
