@@ -264,7 +264,8 @@ def _how_near(psnr_db: float) -> str:
 def _nothing(sampler: SamplerTraits, steps: int) -> str:
     if not is_served(sampler):
         return f"For a sampler that {sampler.words}, no schedule is known that beats as many plain steps."
-    return f"For {steps} steps of this kind of sampler and scheduler, no schedule is known that beats as many plain steps."
+    count = "1 step" if steps == 1 else f"{steps} steps"
+    return f"For {count} of this kind of sampler and scheduler, no schedule is known that beats as many plain steps."
 
 
 @cache
