@@ -84,12 +84,12 @@ class RunHandle:
                 "The schedule did not run: this model is the second one of its guider, and the first one's schedule is for "
                 "both. Put Flexi Apply before the first."
             )
-            self.keep(lambda: RunReport(None, 0.0, [note]), lambda: [torch.zeros(0)], 0.0)
+            self.keep(lambda: RunReport(None, 0.0, [note]), None, 0.0)
 
-    def keep(self, report: Callable[[], RunReport], made: Callable[[], Sequence[torch.Tensor]], seconds: float) -> None:
-        """Add the report of a run that came to its end, with the latents that it made in some seconds; this never raises."""
+    def keep(self, report: Callable[[], RunReport], made: Callable[[], Sequence[torch.Tensor]] | None, seconds: float) -> None:
+        """Add the report of a run that came to its end, with the latents, where known, that it made; this never raises."""
         try:
-            digests = frozenset(_digest(latent.to(dtype)) for latent in made() for dtype in _LATENT_TYPES)
+            digests = made and frozenset(_digest(latent.to(dtype)) for latent in made() for dtype in _LATENT_TYPES)
             self._reports.append((digests, report()))
         except Exception as error:  # the picture is there, and stays
             log.exception("Flexiffusion: the report of a run failed")

@@ -306,8 +306,9 @@ def _measured(kind: str, setting: str, steps: int, speedup: float) -> tuple[Sche
     found = next((full for full in sorted(map(int, of_setting[str(near)])) if full >= least), None)
     if found is None:
         return None
-    full = steps if near == steps else max(full_steps(steps, speedup), math.ceil(steps * found / near - 0.5))
-    full = found if near == steps else full
+    full = found if near == steps else full_steps(steps, speedup)
+    if near != steps and found > least:  # a smaller speed-up than was asked for
+        full = max(full, math.ceil(steps * found / near - 0.5))
     if full >= steps:
         return None
     entry = of_setting[str(near)][str(found)]
