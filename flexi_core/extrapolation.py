@@ -73,13 +73,10 @@ class PredictionHistory:
 
     def extrapolate(self, place: float, blend: Sequence[float]) -> torch.Tensor:
         """Return the prediction at a place: the terms of `changes`, each multiplied with its factor."""
-        return self.combined(self._weights(place, blend))
+        return self.combined(self.weights(place, blend))
 
-    def reach(self, place: float, blend: Sequence[float]) -> float:
-        """Return how many times as large as the kept predictions the one at a place can be at most."""
-        return sum(map(abs, self._weights(place, blend)))
-
-    def _weights(self, place: float, blend: Sequence[float]) -> list[float]:
+    def weights(self, place: float, blend: Sequence[float]) -> list[float]:
+        """Return the weights of the kept predictions, oldest first, in the one at a place."""
         terms = [
             [factor * weight for weight in term]
             for factor, term in zip(blend, self.changes(place, len(blend)), strict=False)  # fewer terms before enough steps

@@ -189,8 +189,8 @@ class Run:
                 self._fall_back(here, _RISEN if self.rises and not len(self._history) else _NOTHING_BEFORE)
             else:
                 blend = self._observer and self._observer.blend(here.index, self._history)
-                prediction = self._history.extrapolate(place, blend or self.plan.blend(here.index))
-                sure = self._history.reach(place, blend or self.plan.blend(here.index)) <= FAR
+                weights = self._history.weights(place, blend or self.plan.blend(here.index))
+                prediction, sure = self._history.combined(weights), sum(map(abs, weights)) <= FAR
                 if self._guard.is_well(here.index, prediction, computed=False, sure=sure):
                     record.kinds[StepKind.EXTRAPOLATED] += 1
                     if self._observer:

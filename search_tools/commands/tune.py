@@ -66,7 +66,7 @@ def tune(
     out: Annotated[Path | None, typer.Option(help="Schedule file. [default: made from the settings]")] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a schedule for a sampling run from a few of its full runs, in the time of some twenty of them.
+    """Make a schedule for a sampling run from a few of its full runs, in the time of some fifteen of them.
 
     The run is one of the embedded model, of --unet, or, with --comfyui, of a workflow or a checkpoint of the user's own.
     """
