@@ -83,7 +83,7 @@ def test_a_run_too_short_to_save_is_plain_sampling_with_one_sentence(host, demo_
     assert torch.equal(host.sample(model, sampler, **options), host.sample(demo_model, sampler, **options))
     first, why, *_ = str(handle.report).splitlines()
     assert first == SENTENCE
-    assert why.startswith(f"For {steps} steps of this kind of sampler and scheduler, no schedule is known")
+    assert why.startswith(f"For {steps} step{'s' * (steps > 1)} of this kind of sampler and scheduler, no ")
     assert handle.report.steps == () and len(handle.report.words) == 1 and not handle.report.notes
 
 
