@@ -1,7 +1,8 @@
 """This pack's own code, and what it keeps, stays out of graphs; the network that it calls is compiled as without it.
 
 Traced by torch.compile, the bookkeeping of a run would be compiled into the network's graph, and the network anew for every
-step. Hosts newer than ComfyUI 0.33 run some networks in a captured memory graph, whose memory serves the next call again.
+step. Newer hosts leave the options of a call out of what a graph depends on: calls with hooks get graphs of their own. Hosts
+newer than ComfyUI 0.33 run some networks in a captured memory graph, whose memory serves the next call again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 _outside: list[Callable[..., Any]] = []
@@ -32,3 +34,25 @@ def for_later_calls() -> AbstractContextManager:
     """Return a context for tensors that outlive a call of the network: outside the host's memory graph, where it has one."""
     pause = getattr(sys.modules.get("comfy.model_prefetch"), "pause_malloc_graph", None)
     return nullcontext() if pause is None else pause()
+
+
+def graphs_apart(network: object) -> AbstractContextManager:
+    """Return a context in which a network compiled as a whole neither takes nor leaves a graph for the calls outside of it.
+
+    There its backend is the same and its graphs depend on all that it reads, hooks included.
+    """
+    backend = getattr(getattr(network, "dynamo_ctx", None), "callback", None)
+    while (inner := getattr(backend, "_torchdynamo_orig_backend", None)) is not None:
+        backend = inner
+    stance = getattr(sys.modules.get("torch.compiler"), "set_stance", None)
+    return nullcontext() if backend is None or stance is None else stance("default", force_backend=_Apart(backend))
+
+
+@dataclass
+class _Apart:
+    """A backend of torch.compile that equals itself alone: graphs are kept by backend."""
+
+    backend: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.backend(*args, **kwargs)

@@ -368,8 +368,7 @@ class Run:
         if network not in self._steps:
             inner = getattr(network, "diffusion_model", network)
             unet = block_count(network) is not None
-            name, lists = type(inner).__name__, find_block_lists(network)
-            self._steps[network] = UNetSteps(network) if unet else TransformerSteps(name, lists)
+            self._steps[network] = UNetSteps(network) if unet else TransformerSteps(inner, find_block_lists(network))
         return self._steps[network]
 
     def _recall(

@@ -14,16 +14,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from .block_lists import BlockKey, BlockLists, Visit
 from .cache import Feature
-from .graphs import for_later_calls, outside_graphs
+from .graphs import for_later_calls, graphs_apart, outside_graphs
 from .unet_steps import on_meta
 
 # What the hooks call the hidden states that blocks hand on; a stream may be several tensors, as of pictures and sound.
 _STREAMS = ("img", "txt", "x")
 Stream = str | tuple[str, int | str]
-_COMPILED = "OptimizedModule"  # torch.compile's; newer hosts keep its graph whatever hooks there are
+_COMPILED = "OptimizedModule"  # torch.compile's
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,12 @@ class TransformerSteps:
     """Full and partial passes of one network, which shows its blocks in its first full pass.
 
     Args:
-        name: of the network, for words.
+        network: whose blocks they are.
         lists: of its blocks, for a network without hooks.
     """
 
-    def __init__(self, name: str, lists: BlockLists | None = None) -> None:
-        self._name, self._lists = name, lists
+    def __init__(self, network: nn.Module, lists: BlockLists | None = None) -> None:
+        self._network, self._name, self._lists = network, type(network).__name__, lists
         self._shown: _Capture | None = None  # the last full pass
         self._broken = ""  # what came of the network's hooks
 
@@ -127,7 +128,7 @@ class TransformerSteps:
         if not count and self._lists is not None:
             return f"{self._name}'s blocks do not run one by one: it may be compiled"
         if not count and self._name == _COMPILED:
-            return "the compiled network does not ask for hooks of its blocks: it was compiled in a run without them"
+            return "the compiled network does not ask for hooks of its blocks"
         if not count:
             return f"{self._name} has no blocks that can be skipped: neither a U-Net's nor hooks for a transformer's"
         if depth >= count:
@@ -142,7 +143,8 @@ class TransformerSteps:
             return call.run(forward), None
         capture, of_lists = _Capture(depth), _Capture(depth)
         try:
-            prediction = run_watched(call, forward, capture, self._lists, of_lists)
+            with graphs_apart(self._network):
+                prediction = run_watched(call, forward, capture, self._lists, of_lists)
         except Exception as error:
             if not self._breaks(error, "hooks for its blocks"):
                 raise
@@ -159,7 +161,8 @@ class TransformerSteps:
         if self._lists is not None and self._lists.odd:
             return prediction, None
         rows = call.x.shape[0]
-        if any(value is not None and value.shape[0] != rows for value in capture.feature.values()):
+        # Of a single latent every axis is its own.
+        if rows > 1 and any(value is not None and value.shape[0] != rows for value in capture.feature.values()):
             self._broken = f"{self._name}'s blocks hand on hidden states whose first axis is not the latents'"
             return prediction, None
         return prediction, capture.feature if capture.feature and not capture.failed else None
@@ -170,7 +173,8 @@ class TransformerSteps:
         """Run the first `depth` blocks on a kept feature; None when the network asked for other blocks than before."""
         reuse = _Reuse(depth, feature, self._shown)
         try:
-            prediction = run_watched(call, forward, reuse, self._lists)
+            with graphs_apart(self._network):
+                prediction = run_watched(call, forward, reuse, self._lists)
         except _OtherSize:
             return None
         except Exception as error:

@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from flexi_core.transformer_steps import ModelCall, TransformerSteps
 
 BLOCKS = 4
 DEPTH = 2
+
+
+class Toy(nn.Module):
+    pass
 
 
 class Stopped(Exception):
@@ -71,7 +76,7 @@ def counted() -> tuple[list[int], Callable[[int, torch.Tensor], torch.Tensor]]:
 @pytest.mark.parametrize("form", ["named", "bare", "pair"])
 def test_a_partial_step_on_the_same_input_is_the_full_step_and_runs_the_shallow_blocks_alone(form, asks_first):
     ran, block = counted()
-    forward, steps, same = network(block, form, asks_first), TransformerSteps("Toy"), call()
+    forward, steps, same = network(block, form, asks_first), TransformerSteps(Toy()), call()
     plain = same.run(forward)
     full, feature = steps.full(same, forward, DEPTH)
     assert torch.equal(full, plain) and feature
@@ -84,7 +89,7 @@ def test_a_partial_step_on_the_same_input_is_the_full_step_and_runs_the_shallow_
 @pytest.mark.parametrize("form", ["named", "bare", "pair"])
 def test_a_partial_step_on_another_input_adds_what_the_skipped_blocks_added_before(form):
     _, block = counted()
-    forward, steps = network(block, form), TransformerSteps("Toy")
+    forward, steps = network(block, form), TransformerSteps(Toy())
     whole, feature = steps.full(call(), forward, DEPTH)
     other = steps.partial(call(1), forward, DEPTH, feature)
     assert other.shape == whole.shape and not torch.equal(other, whole)
@@ -94,7 +99,7 @@ def test_a_partial_step_on_another_input_adds_what_the_skipped_blocks_added_befo
 
 def test_a_hook_that_returns_all_its_arguments_passes_its_block_by_in_full_and_partial_steps():
     _, block = counted()
-    forward, steps = network(block, "named"), TransformerSteps("Toy")
+    forward, steps = network(block, "named"), TransformerSteps(Toy())
     same = call(others={("double_block", 3): lambda args, extra: args})  # as skip-layer guidance does
     plain = same.run(forward)
     full, feature = steps.full(same, forward, DEPTH)
@@ -105,7 +110,7 @@ def test_a_hook_that_returns_all_its_arguments_passes_its_block_by_in_full_and_p
 @pytest.mark.parametrize("step", ["full", "partial"])
 def test_a_network_whose_hooks_are_broken_runs_plainly_and_the_reason_is_said(step):
     _, block = counted()
-    sound, steps = network(block, "named"), TransformerSteps("Toy")
+    sound, steps = network(block, "named"), TransformerSteps(Toy())
 
     def forward(x, t, c_concat, c_crossattn, control, options, **kwargs):
         if broken and "dit" in options.get("patches_replace", {}):
@@ -128,7 +133,7 @@ def test_what_stops_a_run_is_not_taken_for_a_broken_hook():
     def forward(*_, **__):
         raise Stopped
 
-    steps = TransformerSteps("Toy")
+    steps = TransformerSteps(Toy())
     with pytest.raises(Stopped):
         steps.full(call(), forward, DEPTH)
     assert not steps.why_not(DEPTH)
@@ -139,4 +144,4 @@ def test_an_error_of_the_network_itself_comes_through():
         raise ValueError("of its own")
 
     with pytest.raises(ValueError, match="of its own"):
-        TransformerSteps("Toy").full(call(), forward, DEPTH)
+        TransformerSteps(Toy()).full(call(), forward, DEPTH)
