@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= passive
 # An empty environment has no PATH, and without one python3 cannot find itself.
 export PATH ?= /usr/local/bin:/usr/bin:/bin
 
-.PHONY: demo test lint format host clean
+.PHONY: demo test smoke lint format host clean
 
 demo: $(INSTALLED)
 	$(BIN)/flexi demo
@@ -30,6 +30,10 @@ test: lint
 		OMP_NUM_THREADS=1 COMFYUI_PATH="$$checkout" $(BIN)/pytest $(PARALLEL) tests/host tests/page; \
 	done 3< $(CHECKOUTS)
 	if [ ! -s $(CHECKOUTS) ]; then $(BIN)/pytest -q -rs tests/host tests/page; fi
+
+# Both doors, the nodes and the search, in one more version of the host: `make smoke CHECKOUT=~/ComfyUI-0.3.48`.
+smoke: host
+	OMP_NUM_THREADS=1 COMFYUI_PATH="$(CHECKOUT)" $(BIN)/pytest -m smoke tests/host
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -83,6 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "matrix(group, row): a cell of the compatibility table; {names} of parameters in row are filled in"
     )
+    config.addinivalue_line("markers", "smoke: a test of a door that every version of the host is opened by; see `make smoke`")
     config.pluginmanager.register(MatrixTable(config.getoption("--matrix")), "flexi-matrix")
 
 

@@ -236,6 +236,8 @@ def test_unknown_word_of_a_caption_is_a_validation_error_that_lists_the_known_on
     assert node("FlexiDemoPrompt").validate_inputs("") is True
 
 
+@pytest.mark.smoke
+@pytest.mark.matrix("Doors", "the nodes, in a process of their own")
 def test_nodes_sample_and_report(host, node):
     (schedule,) = node("FlexiPreset").execute("2x", 0).args
     (model,) = node("FlexiDemoModel").execute().args

@@ -456,6 +456,18 @@ def test_search_writes_the_schedule_where_the_node_finds_it(flexi, base, node):
     assert line.startswith("made for 4 euler steps, normal, cfg 1, 16x16; 2.0x fewer MACs, ") and line.endswith(" dB")
 
 
+@pytest.mark.smoke
+@pytest.mark.matrix("Doors", "`flexi search --workflow`")
+def test_a_workflow_of_what_every_host_has_is_searched(flexi, record_property):
+    words = lambda text: a_node("FlexiDemoPrompt", caption=text)  # noqa: E731 (a value)
+    latent = a_node("EmptyLatentImage", width=8 * SIZE, height=8 * SIZE, batch_size=1)
+    graph = sampled(a_node("FlexiDemoModel"), words, latent, steps=4)
+    found = flexi(graph, "--speedup", 2, "--samples", 16, "--evaluations", 1, "--finalists", 0, "--json")
+    assert found.exit_code == 0, found.output
+    assert load_schedule(json.loads(found.stdout)["file"]).info["teacher"]["steps"] == 4
+    record_property("does", "a schedule file")
+
+
 def clip_l():
     """Return weights of a CLIP-L, quickly made: layers of zeros pass the words on, and a prompt still decides the picture."""
     import comfy.sd1_clip
@@ -467,6 +479,8 @@ def clip_l():
     return weights
 
 
+@pytest.mark.smoke
+@pytest.mark.matrix("Doors", "`flexi search --checkpoint`")
 def test_checkpoint_is_searched_without_a_workflow(host, base, checkout, generated, unet_file, monkeypatch, cache):
     import comfy.taesd.taesd
     from safetensors.torch import load_file

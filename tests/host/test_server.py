@@ -58,6 +58,33 @@ def test_every_node_is_in_object_info(server):
         assert known[name]["python_module"] == "custom_nodes.flexiffusion"
 
 
+@pytest.mark.smoke
+@pytest.mark.matrix("Doors", "nodes, in the server")
+def test_a_graph_of_what_every_host_has_runs_its_schedule(server, record_property):
+    latent = {"width": 256, "height": 256, "batch_size": 1}  # of four channels; the host cuts an empty one to three
+    settings = {"seed": 0, "steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    graph = {
+        "1": {"class_type": "FlexiDemoModel", "inputs": {}},
+        "2": {"class_type": "FlexiPreset", "inputs": {"preset": "2x", "steps": 0}},
+        "3": {"class_type": "FlexiApply", "inputs": {"model": ["1", 0], "schedule": ["2", 0], "on_mismatch": "map"}},
+        "4": {"class_type": "FlexiDemoPrompt", "inputs": {"caption": "a large red circle at the center on a navy background"}},
+        "5": {"class_type": "FlexiDemoPrompt", "inputs": {"caption": ""}},
+        "6": {"class_type": "EmptyLatentImage", "inputs": latent},
+        "7": {
+            "class_type": "KSampler",
+            "inputs": {"model": ["3", 0], "positive": ["4", 0], "negative": ["5", 0], "latent_image": ["6", 0], **settings},
+        },
+        "8": {"class_type": "SaveLatent", "inputs": {"samples": ["7", 0], "filename_prefix": "door"}},
+        "9": {"class_type": "FlexiReport", "inputs": {"run": ["3", 1], "latent": ["7", 0]}},
+    }
+    entry = server.run(graph)
+    (saved,) = entry["outputs"]["8"]["latents"]
+    assert (server.base / "output" / saved["subfolder"] / saved["filename"]).stat().st_size > 3 * 32 * 32 * 4
+    text = report_text(entry, graph)
+    assert text.startswith("10 of 20 steps are computed, 2x fewer.\n"), text
+    record_property("does", "a preset, sampling and the report")
+
+
 def test_example_workflow_ends_with_pictures_on_disk_and_a_report(server, example):
     from PIL import Image
 
