@@ -119,8 +119,7 @@ def test_our_own_cases_are_what_the_page_exports_of_them(page):
 
 
 def test_official_templates_are_what_the_page_exports_of_them(page, needs, request):
-    # Those of paid services (api_) sample nothing in the host.
-    compared = compare(page, (path for path in sorted(needs.templates.glob("*.json")) if not path.name.startswith("api_")))
+    compared = compare(page, sorted(needs.templates.glob("*.json")))
     if wanted := request.config.getoption("--saved-workflows"):
         write_text(Path(wanted), "\n".join(_sheet(compared, needs)) + "\n")
     whole = [each for each in compared if each.page is not None and not each.unknown]
@@ -137,7 +136,7 @@ def _sheet(compared: list[Compared], needs: Any) -> list[str]:
         "# Saved workflows, beside what the page makes of them",
         "",
         "Made by `pytest tests/page --saved-workflows docs/results/saved-workflows.md`. Every official template is loaded in",
-        "the page, in a headless Chromium on a real server (but those of paid services, `api_*`, which sample nothing here).",
+        "the page, in a headless Chromium on a real server.",
         "What the page exports (`graphToPrompt`) is compared with what `search_tools/saved_workflow.py` makes of the file:",
         "everything upstream of what samples, and where nothing samples the whole graph. Node ids may differ, the page numbers",
         "some anew.",
