@@ -22,9 +22,8 @@ from flexi_core.replay import Replay
 from flexi_core.run import StepRecord
 from flexi_core.sampler import PLAIN, SamplerTraits, probe
 from flexi_core.schedule import Schedule
-from search_tools.backend import SampleProgress
+from flexi_core.tune import Observe, SampleProgress
 from search_tools.batches import BatchedBackend
-from search_tools.fitting import Observe
 from search_tools.teacher import TeacherSettings, TeacherStore
 
 BATCH = BatchedBackend.batch

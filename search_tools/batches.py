@@ -16,9 +16,8 @@ from flexi_core.replay import PredictionStore, Replay, ReplayMiss
 from flexi_core.run import StepRecord
 from flexi_core.sampler import SamplerTraits
 from flexi_core.schedule import Schedule
+from flexi_core.tune import BlendFitter, Observe, Observed, SampleProgress, Samples
 
-from .backend import SampleProgress, Samples
-from .fitting import BlendFitter, Observe, Observed
 from .teacher import TeacherSettings, TeacherStore
 
 
@@ -36,6 +35,11 @@ class BatchedBackend(ABC):
     cuts: tuple[int, ...] = ()  # steps at which one window of the run ends and the next begins
     replays = True  # whether a prediction depends on its step, its seeds and what went in alone
     _store: TeacherStore
+
+    @property
+    def sampler(self) -> str:
+        """The sampler's name."""
+        return self.settings.sampler
 
     @abstractmethod
     def draw_batch(

@@ -24,14 +24,14 @@ from flexi_core.replay import Replay
 from flexi_core.run import StepRecord
 from flexi_core.sampler import PLAIN, SamplerTraits, probe
 from flexi_core.schedule import Schedule
+from flexi_core.tune import BlendFitter, Observe, Observed, SampleProgress
 
 from . import workflow
-from .backend import Features, SampleProgress
+from .backend import Features
 from .batches import BatchedBackend
 from .comfyui_host import open_host
 from .comfyui_node import SamplingNode
 from .comfyui_run import SamplingRun
-from .fitting import BlendFitter, Observe, Observed
 from .saved_workflow import is_saved, to_api
 from .teacher import TeacherSettings, TeacherStore
 from .windows import WindowFitter

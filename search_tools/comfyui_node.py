@@ -13,9 +13,9 @@ from flexi_core.errors import FlexiError
 from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.presets import all_full
 from flexi_core.report import RunReport
+from flexi_core.tune import SampleProgress
 
 from . import workflow
-from .backend import SampleProgress
 from .comfyui_host import ComfyHost
 from .workflow import Graph
 

@@ -13,10 +13,9 @@ from flexi_core.plan import same_grid
 from flexi_core.replay import Replay
 from flexi_core.run import StepRecord
 from flexi_core.schedule import Schedule
+from flexi_core.tune import Observe, SampleProgress
 
-from .backend import SampleProgress
 from .comfyui_node import SamplingNode, model_of
-from .fitting import Observe
 from .windows import InWindow, shares
 
 

@@ -18,8 +18,9 @@ from flexi_core.errors import FlexiError
 from flexi_core.metrics import data_range, latent_mse, psnr_db, rfid
 from flexi_core.replay import PredictionStore
 from flexi_core.schedule import Schedule
+from flexi_core.tune import SampleProgress
 
-from .backend import Backend, SampleProgress
+from .backend import Backend
 from .teacher import SEARCH_SEEDS
 
 _FINAL = 2  # times the samples of the last stage are those of the finals

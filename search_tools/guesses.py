@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import optuna
 
-from .backend import Backend, SampleProgress
+from flexi_core.tune import SampleProgress
+
+from .backend import Backend
 from .sensitivity import Sensitivities, measure_sensitivities
 from .space import Space
 from .storage import storage_errors

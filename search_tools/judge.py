@@ -11,8 +11,9 @@ from flexi_core.cost import predicted_speedup
 from flexi_core.metrics import bootstrap_interval, data_range, psnr_db, rfid, ssim
 from flexi_core.presets import all_full, deepcache, even, uniform
 from flexi_core.schedule import Schedule, StepKind
+from flexi_core.tune import Samples
 
-from .backend import Backend, Features, Samples
+from .backend import Backend, Features
 from .measures import Measure, Measures
 from .space import Space
 from .teacher import JUDGE_SEEDS

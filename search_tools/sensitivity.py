@@ -24,8 +24,9 @@ from flexi_core.metrics import latent_mse
 from flexi_core.presets import all_full
 from flexi_core.replay import PredictionStore
 from flexi_core.schedule import Schedule
+from flexi_core.tune import SampleProgress
 
-from .backend import Backend, SampleProgress
+from .backend import Backend
 from .space import Space
 from .teacher import SEARCH_SEEDS
 

@@ -20,11 +20,11 @@ from flexi_core.replay import Replay
 from flexi_core.run import StepRecord
 from flexi_core.sampler import SamplerTraits
 from flexi_core.schedule import Schedule
+from flexi_core.tune import Observe, SampleProgress
 from flexi_core.unet_steps import NetworkCall
 
-from .backend import Features, SampleProgress
+from .backend import Features
 from .batches import BatchedBackend
-from .fitting import Observe
 from .teacher import TeacherSettings, TeacherStore
 
 

@@ -13,8 +13,7 @@ from flexi_core.presets import all_full
 from flexi_core.replay import PredictionStore
 from flexi_core.sampler import SamplerTraits, Solver
 from flexi_core.schedule import Schedule, StepKind
-
-from .fitting import BlendFitter, Observed
+from flexi_core.tune import BlendFitter, Observed
 
 
 def shares(edges: Sequence[int], steps: int) -> list[int]:

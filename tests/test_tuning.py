@@ -7,10 +7,10 @@ import torch
 from typer.testing import CliRunner
 
 from flexi_core import FlexiError, load_schedule
+from flexi_core.tune import Tuner, cheapest, nearest
 from search_tools.cli import app
 from search_tools.embedded import EmbeddedBackend
 from search_tools.teacher import SEARCH_SEEDS, TeacherSettings
-from search_tools.tuning import Tuner, cheapest, nearest
 
 STEPS = 12
 
@@ -57,7 +57,7 @@ def test_what_comes_out_is_near_what_was_predicted_and_ahead_of_plain_steps(tune
     assert confirmed.made_db == pytest.approx(confirmed.predicted_db, abs=6)
     assert confirmed.is_ahead
     assert confirmed.made_db > confirmed.plain_db + 3
-    spent = sum(letters.count("F") * rows for letters, rows in tuner._backend.drawn) / STEPS
+    spent = sum(letters.count("F") * rows for letters, rows in tuner._runs.drawn) / STEPS
     assert tuner.full_runs == pytest.approx(spent, rel=1e-6)
     assert tuner.full_runs > sum(rows for _, rows in recorded[:2])
 

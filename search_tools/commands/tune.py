@@ -70,7 +70,7 @@ def tune(
 
     The run is one of the embedded model, of --unet, or, with --comfyui, of a workflow or a checkpoint of the user's own.
     """
-    from ..tuning import Tuner, cheapest, nearest
+    from flexi_core.tune import Tuner, cheapest, nearest
 
     check_out(out)
     host = HostChoice(comfyui, workflow, node, prompts, base_directory, checkpoint, prompt, negative)
@@ -140,7 +140,7 @@ def _info(backend: Backend, tuned: Any, samples: int) -> dict[str, Any]:
 
 
 def _print_front(front: Any, steps: int) -> None:
-    from ..tuning import nearest
+    from flexi_core.tune import nearest
 
     table = Table(title="predicted", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for heading in ("computed", "speed-up", "PSNR, dB"):

@@ -838,7 +838,7 @@ def test_a_workflow_is_tuned_without_a_search(base, checkout, tmp_path, monkeypa
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "euler_ancestral"])
 def test_recorded_runs_are_the_teachers_in_the_host(opened, sampler):
-    from search_tools.tuning import Tuner
+    from flexi_core.tune import Tuner
 
     backend = opened(demo(sampler_name=sampler))
     tuner = Tuner(backend, 1)

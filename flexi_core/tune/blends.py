@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import torch
 
-from flexi_core.basis import rule_of
-from flexi_core.extrapolation import Observer
-from flexi_core.fit import RIDGE, RIDGE_UNDER_NOISE, BlendFit, Trajectory, TrajectoryRecorder, linear_response, response_at
-from flexi_core.plan import Plan
-from flexi_core.presets import all_full
-from flexi_core.replay import PredictionStore
-from flexi_core.sampler import PLAIN, SamplerTraits, Solver
-from flexi_core.schedule import Schedule
+from ..basis import rule_of
+from ..extrapolation import Observer
+from ..fit import RIDGE, RIDGE_UNDER_NOISE, BlendFit, Trajectory, TrajectoryRecorder, linear_response, response_at
+from ..plan import Plan
+from ..presets import all_full
+from ..replay import PredictionStore
+from ..sampler import PLAIN, SamplerTraits, Solver
+from ..schedule import Schedule
 
 Observe = Callable[[Plan, Solver], "Observer | None"]
 # (schedule, batch, observe, predictions) -> MACs spent: samples one batch under a schedule, followed by an observer

@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from flexi_core.basis import Rule, rule_of
-from flexi_core.errors import FlexiError
-from flexi_core.extrapolation import PredictionHistory
-from flexi_core.fit import Trajectory, linear_response
-from flexi_core.metrics import data_range, psnr_db
-from flexi_core.plan import Plan
-from flexi_core.presets import all_full, even, full_steps
-from flexi_core.sampler import Solver
-from flexi_core.schedule import Schedule
-from flexi_core.tune import Answer, AnswerMeter, GramRecorder, Planned, Recording, plan_front
-
-from .backend import Backend
-from .teacher import SEARCH_SEEDS
+from ..basis import Rule, rule_of
+from ..errors import FlexiError
+from ..extrapolation import PredictionHistory
+from ..fit import Trajectory, linear_response
+from ..metrics import data_range, psnr_db
+from ..plan import Plan
+from ..presets import all_full, even, full_steps
+from ..sampler import Solver
+from ..schedule import Schedule
+from .answer import Answer, AnswerMeter
+from .placement import Planned, plan_front
+from .runs import Runs
+from .trajectories import GramRecorder, Recording
 
 MEASURED_AT = 2.0  # times fewer steps: of the accelerated run that the network's answer is measured in
 
@@ -52,7 +52,7 @@ class Tuner:
     """Finds schedules for one run.
 
     Args:
-        backend: opened.
+        runs: of the teacher.
         samples: full runs to record; one is enough at 2x, four are better at 3x.
         seed: of the first of them.
         progress: called with what is done, the work done and the work in all, in samples.
@@ -63,21 +63,21 @@ class Tuner:
 
     def __init__(
         self,
-        backend: Backend,
+        runs: Runs,
         samples: int,
-        seed: int = SEARCH_SEEDS,
+        seed: int = 0,
         progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     ) -> None:
-        self._backend, self._samples, self._seed, self._progress = backend, samples, seed, progress
-        self.steps = backend.settings.steps
+        self._runs, self._samples, self._seed, self._progress = runs, samples, seed, progress
+        self.steps = len(runs.sigmas) - 1
         if self.steps < 3:
             raise FlexiError(f"the run has {self.steps} steps; there is nothing to skip in fewer than 3")
-        if backend.cuts:
+        if runs.cuts:
             raise FlexiError("the run is of several sampling nodes, one after the other; tuning is for one: use flexi search")
-        if backend.traits.evaluations > 1 or not backend.traits.is_linear:
+        if runs.traits.evaluations > 1 or not runs.traits.is_linear:
             raise self._not_for_it()
-        self._rule = rule_of(even(self.steps, full_steps(self.steps, MEASURED_AT)), backend.traits)
-        self._levels = [float(level) for level in backend.sigmas[:-1]]
+        self._rule = rule_of(even(self.steps, full_steps(self.steps, MEASURED_AT)), runs.traits)
+        self._levels = [float(level) for level in runs.sigmas[:-1]]
         self._macs, self._one = 0.0, 0.0  # spent, and of one full run
         self._solve: Solver | None = None
         self._watched: list[_Watched] = []
@@ -91,12 +91,12 @@ class Tuner:
     def front(self) -> list[Planned]:
         """Return the best schedules by number of full steps, with what they are predicted to come to."""
         recording = self._recorded()
-        response = linear_response(self._solve, self._backend.sigmas, self._rule.basis)
+        response = linear_response(self._solve, self._runs.sigmas, self._rule.basis)
         if response is None:
             raise self._not_for_it()
-        for (seed, rows), watched in zip(self._backend.batches(self._seed, self._samples), self._watched, strict=True):
+        for (seed, rows), watched in zip(self._runs.batches(self._seed, self._samples), self._watched, strict=True):
             trajectory = Trajectory(watched.states[0].double(), watched.predictions.double())
-            self._backend.keep_trajectory(seed, rows, self._rule.basis, trajectory, response)
+            self._runs.keep_trajectory(seed, rows, self._rule.basis, trajectory, response)
         known = Answer.guess(self._levels, flow=self._levels[0] <= 1)  # the levels of flow models are shares of 1
         planned = plan_front(recording, response.numpy(), known, self._rule)
         measured = self._measured(known, nearest(planned, full_steps(self.steps, MEASURED_AT)))
@@ -111,7 +111,7 @@ class Tuner:
         """
         tried = [planned.schedule]
         if fit:
-            fitted, macs = self._backend.fit(planned.schedule, self._seed, self._samples)
+            fitted, macs = self._runs.fit(planned.schedule, self._seed, self._samples)
             self._macs += macs
             tried.append(fitted)
         made = {schedule: self._db(schedule, "schedules") for schedule in dict.fromkeys(tried)}
@@ -121,7 +121,7 @@ class Tuner:
 
     def _not_for_it(self) -> FlexiError:
         return FlexiError(
-            f"{self._backend.settings.sampler} asks the network several times a step, or is not linear in its answers; "
+            f"{self._runs.sampler} asks the network several times a step, or is not linear in its answers; "
             "tuning is for other samplers: use flexi search"
         )
 
@@ -129,18 +129,18 @@ class Tuner:
         schedule = replace(all_full(self.steps), basis=self._rule.basis)
         whole: Recording | None = None
         ends = []
-        for seed, rows in self._backend.batches(self._seed, self._samples):
+        for seed, rows in self._runs.batches(self._seed, self._samples):
             watched = _Watched()
 
             def observe(plan: Plan, solve: Solver, watched: _Watched = watched) -> _Watched:
                 self._solve = solve
                 return watched
 
-            end, macs = self._backend.observed(schedule, seed, rows, observe)
+            end, macs = self._runs.observed(schedule, seed, rows, observe)
             self._macs += macs
             self._watched.append(watched)
             ends.append(end)
-            own = watched.gram.recording(watched.clean(self._rule, self._levels[-1]), {"teacher": self._backend.identity})
+            own = watched.gram.recording(watched.clean(self._rule, self._levels[-1]), {"teacher": self._runs.identity})
             whole = own if whole is None else whole.and_those_of(own)
             self._progress("full runs", sum(map(len, ends)), self._samples)
         self._teacher = torch.cat(ends)
@@ -149,10 +149,10 @@ class Tuner:
 
     def _measured(self, known: Answer, planned: Planned) -> Answer:
         """Return the network's answer, measured beside the first recorded runs."""
-        seed, rows = self._backend.batches(self._seed, self._samples)[0]
+        seed, rows = self._runs.batches(self._seed, self._samples)[0]
         computed = [letter == "F" for letter in planned.schedule.letters]
         meter = AnswerMeter(self._watched[0].states, self._watched[0].predictions, computed, self._levels, self._rule)
-        _, macs = self._backend.observed(planned.schedule, seed, rows, lambda plan, solve: meter)
+        _, macs = self._runs.observed(planned.schedule, seed, rows, lambda plan, solve: meter)
         self._macs += macs
         self._progress("answer of the network", 1, 1)
         return meter.answer(known)
@@ -161,7 +161,7 @@ class Tuner:
         """Return the mean PSNR of what a schedule makes of the recorded samples."""
         steps = None if len(schedule) == self.steps else len(schedule)
         total = self._samples * len(schedule)
-        made = self._backend.sample(
+        made = self._runs.sample(
             schedule, self._seed, self._samples, steps=steps, progress=lambda done, _: self._progress(name, done, total)
         )
         self._macs += made.macs
