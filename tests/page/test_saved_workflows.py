@@ -17,6 +17,7 @@ from search_tools.workflow import SAMPLING, Graph
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests" / "workflows"
 AGREE, OF = 300, 307  # at least this share of the official templates with all their nodes in the host
+VIEWERS = {"Load3D", "Preview3D", "SaveGLB"}  # the page gives these widgets of its own, which no definition names
 FEW = 3  # differences that are told of a template
 
 
@@ -125,7 +126,8 @@ def test_official_templates_are_what_the_page_exports_of_them(page, needs, reque
     whole = [each for each in compared if each.page is not None and not each.unknown]
     wrong = {each.name: each.why_not for each in whole if each.samplers and not each.agrees}
     assert not wrong
-    assert sum(each.agrees for each in whole) * OF >= AGREE * len(whole) > 0
+    told = [each for each in whole if VIEWERS.isdisjoint(node["class_type"] for node in each.ours.values())]
+    assert sum(each.agrees for each in told) * OF >= AGREE * len(told) > 0
 
 
 def _sheet(compared: list[Compared], needs: Any) -> list[str]:
@@ -139,7 +141,7 @@ def _sheet(compared: list[Compared], needs: Any) -> list[str]:
         "the page, in a headless Chromium on a real server.",
         "What the page exports (`graphToPrompt`) is compared with what `search_tools/saved_workflow.py` makes of the file:",
         "everything upstream of what samples, and where nothing samples the whole graph. Node ids may differ, the page numbers",
-        "some anew.",
+        f"some anew. The page gives {', '.join(sorted(VIEWERS))} widgets of its own, which no definition names.",
         "",
         f"{needs.versions}",
         "",
