@@ -493,6 +493,20 @@ def patches_note(model: comfy.model_patcher.ModelPatcher) -> str:
     return f"{len(patches)} weights, sha256:{digest.hexdigest()[:16]}" if patches else ""
 
 
+def teacher_of(model: comfy.model_patcher.ModelPatcher, cfg: float) -> dict[str, Any]:
+    """Return what a schedule's file says of a run's model and guidance scale.
+
+    `weights` are the original ones; `patches`, where there are any, what changes them for a while, as a LoRA.
+    """
+    network, patches = model.get_model_object("diffusion_model"), patches_note(model)
+    said = {
+        "architecture": architecture_fingerprint(network),
+        "weights": weights_fingerprint(network, unpatched_weights(model)),
+        "cfg": cfg,
+    }
+    return {**said, "patches": patches} if patches else said
+
+
 def unpatched_weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, torch.Tensor]:
     """Return the original weights, by the network's own names, where another clone's patches now stand in their place."""
     return {key.removeprefix("diffusion_model."): kept.weight for key, kept in model.backup.items()}

@@ -18,7 +18,7 @@ from .schedule import StepKind
 from .words import shortened, visible
 
 WIDTH = 1024  # pixels
-_MARGIN, _CELL_HEIGHT, _GAP, _LINE = 28, 88, 3, 26
+MARGIN, _CELL_HEIGHT, _GAP, _LINE = 28, 88, 3, 26
 _NUMBER_WIDTH = 26  # pixels, with air around it
 _STEPS_PER_ROW = 60
 _HEADLINE = 84  # characters in a line
@@ -26,7 +26,7 @@ _MOST_ROWS = 24  # of cells: 1440 steps
 _MOST_LINES = 40  # of each text: the picture is then 4,800 pixels high at most
 _MIN_SHARE = 0.12  # so that the cheapest step is still seen
 
-_BACKGROUND, _EMPTY, _TEXT, _FAINT = "#1d1f24", "#2b2e36", "#eceff4", "#9aa2b1"
+_BACKGROUND, EMPTY, TEXT, FAINT = "#1d1f24", "#2b2e36", "#eceff4", "#9aa2b1"
 _COLOURS = {
     StepKind.FULL: "#3d7ff0",
     StepKind.PARTIAL: "#35b597",
@@ -52,31 +52,31 @@ def draw_timeline(report: RunReport) -> torch.Tensor:
     notes = _lines([*([f"{left_out} more steps are not drawn."] if left_out else []), *_notes(report)], 112)
     head = 44 + 30 * len(others)
     row_height = _CELL_HEIGHT + _LINE + 10
-    height = 2 * _MARGIN + head + len(rows) * row_height + 20 + (14 + _LINE * len(notes) if notes else 0)
-    image, draw = _canvas(height)
-    y = _MARGIN
+    height = 2 * MARGIN + head + len(rows) * row_height + 20 + (14 + _LINE * len(notes) if notes else 0)
+    image, draw = canvas(height)
+    y = MARGIN
     for i, line in enumerate([first, *others]):
-        draw.text((_MARGIN, y + 30 * i), line, fill=_TEXT, font=_font(24), anchor="lt")
+        draw.text((MARGIN, y + 30 * i), line, fill=TEXT, font=font(24), anchor="lt")
     y += head
     columns = len(report.steps) if len(rows) == 1 else _STEPS_PER_ROW
     for row in rows:
-        _draw_row(draw, report, row, y, (WIDTH - 2 * _MARGIN) / columns)
+        _draw_row(draw, report, row, y, (WIDTH - 2 * MARGIN) / columns)
         y += row_height
     _draw_legend(draw, report, y)
     y += 34
     for line in notes:
-        draw.text((_MARGIN, y), line, fill=_FAINT, font=_font(16), anchor="lt")
+        draw.text((MARGIN, y), line, fill=FAINT, font=font(16), anchor="lt")
         y += _LINE
-    return _tensor(image)
+    return picture(image)
 
 
 def draw_message(text: str) -> torch.Tensor:
     """Return a picture [1, H, WIDTH, 3] of a text, for where there is no run to draw."""
     lines = _lines(text.splitlines(), 96)
-    image, draw = _canvas(2 * _MARGIN + _LINE * len(lines))
+    image, draw = canvas(2 * MARGIN + _LINE * len(lines))
     for i, line in enumerate(lines):
-        draw.text((_MARGIN, _MARGIN + i * _LINE), line, fill=_TEXT, font=_font(18), anchor="lt")
-    return _tensor(image)
+        draw.text((MARGIN, MARGIN + i * _LINE), line, fill=TEXT, font=font(18), anchor="lt")
+    return picture(image)
 
 
 def _lines(texts: Sequence[str], width: int) -> list[str]:
@@ -106,8 +106,8 @@ def _draw_row(draw: ImageDraw.ImageDraw, report: RunReport, row: tuple[StepRepor
     bottom = top + _CELL_HEIGHT
     every = 1 if pitch >= _NUMBER_WIDTH else 5
     for i, step in enumerate(row):
-        left, right = _MARGIN + i * pitch, _MARGIN + (i + 1) * pitch - _GAP
-        draw.rectangle((left, top, right, bottom), fill=_EMPTY)
+        left, right = MARGIN + i * pitch, MARGIN + (i + 1) * pitch - _GAP
+        draw.rectangle((left, top, right, bottom), fill=EMPTY)
         colour, share = _COLOURS[step.ran], _share(report, step)
         if step.reached and step.ran is StepKind.EXTRAPOLATED:
             draw.rectangle((left, bottom - 10, right, bottom), fill=colour)
@@ -117,12 +117,12 @@ def _draw_row(draw: ImageDraw.ImageDraw, report: RunReport, row: tuple[StepRepor
             draw.rectangle((left, bottom - share * _CELL_HEIGHT, right, bottom), fill=colour)
         if step.depth is not None and step.reached and pitch >= 16:
             place = ((left + right) / 2, bottom - share * _CELL_HEIGHT - 4)
-            draw.text(place, str(step.depth), fill=_COLOURS[step.ran], font=_font(14), anchor="mb")
+            draw.text(place, str(step.depth), fill=_COLOURS[step.ran], font=font(14), anchor="mb")
         if step.fallbacks:
             middle, size = (left + right) / 2, min(7.0, pitch / 2 - 1)
             draw.polygon([(middle - size, top - 12), (middle + size, top - 12), (middle, top - 2)], fill=_FALLBACK)
         if step.number == 1 or step.number % every == 0:
-            draw.text(((left + right) / 2, bottom + 8), str(step.number), fill=_FAINT, font=_font(14), anchor="mt")
+            draw.text(((left + right) / 2, bottom + 8), str(step.number), fill=FAINT, font=font(14), anchor="mt")
 
 
 def _share(report: RunReport, step: StepReport) -> float:
@@ -141,21 +141,24 @@ def _draw_legend(draw: ImageDraw.ImageDraw, report: RunReport, top: float) -> No
     fallbacks = sum(bool(step.fallbacks) for step in report.steps)
     if fallbacks:
         entries.append((_FALLBACK, f"{fallbacks} ran in full instead"))
-    x, font = float(_MARGIN), _font(18)
+    x, letters = float(MARGIN), font(18)
     for colour, text in entries:
         draw.rectangle((x, top, x + 16, top + 16), fill=colour)
-        draw.text((x + 24, top + 8), text, fill=_TEXT, font=font, anchor="lm")
-        x += 24 + draw.textlength(text, font=font) + 28
+        draw.text((x + 24, top + 8), text, fill=TEXT, font=letters, anchor="lm")
+        x += 24 + draw.textlength(text, font=letters) + 28
 
 
-def _canvas(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def canvas(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """Return an empty picture of a height in pixels, and what draws on it."""
     image = Image.new("RGB", (WIDTH, height), _BACKGROUND)
     return image, ImageDraw.Draw(image)
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Return the font of a size in pixels."""
     return ImageFont.load_default(size)
 
 
-def _tensor(image: Image.Image) -> torch.Tensor:
+def picture(image: Image.Image) -> torch.Tensor:
+    """Return a picture as the host's IMAGE [1, H, W, 3], 0..1."""
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0)[None]

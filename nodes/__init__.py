@@ -6,6 +6,7 @@ from . import folder
 from .demo import FlexiDemoModel, FlexiDemoPrompt
 from .sampling import FlexiApply, FlexiReport
 from .schedules import FlexiLoadSchedule, FlexiPreset, FlexiSaveSchedule, FlexiSchedule
+from .tuning import FlexiTune
 
 
 class FlexiffusionExtension(ComfyExtension):
@@ -19,6 +20,7 @@ class FlexiffusionExtension(ComfyExtension):
             FlexiSaveSchedule,
             FlexiApply,
             FlexiReport,
+            FlexiTune,
             FlexiDemoModel,
             FlexiDemoPrompt,
         ]

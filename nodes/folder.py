@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 
 from ..flexi_core import ScheduleError
 
 FOLDER = "flexi_schedules"
+TUNED = "tuned"  # folder in it, for what Flexi Tune made
+MOST_TUNED = 200  # files there, a few KiB each; the oldest go
 BUNDLED = Path(__file__).parent.parent / "flexi_core" / "schedules"
 _BUNDLED_MARK = " (bundled)"  # behind the suffix .json, so no file of the user's has such a name
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .,()+=-]{0,99}")
@@ -70,3 +75,24 @@ def path_to_save(name: str) -> Path:
     folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{stem}.json"
+
+
+def tuned_path(identity: dict[str, Any], wanted: str, effort: str) -> Path:
+    """Return the file of a schedule tuned to a run.
+
+    Args:
+        identity: of the run: JSON values by name.
+        wanted: speed-up or quality.
+        effort: that was made.
+    """
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    name = checked_stem(f"{identity['sampler']}_{identity['steps']}_{wanted}_{effort}_{digest}")
+    return Path(folder_paths.get_folder_paths(FOLDER)[0]) / TUNED / f"{name}.json"
+
+
+def make_room(folder: Path) -> None:
+    """Make the folder of tuned schedules, with room for one more: the oldest files beyond `MOST_TUNED` go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    for path in files[: max(len(files) - MOST_TUNED + 1, 0)]:
+        path.unlink(missing_ok=True)

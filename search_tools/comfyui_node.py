@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from flexi_core.errors import FlexiError
-from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.presets import all_full
 from flexi_core.report import RunReport
 from flexi_core.tune import SampleProgress
@@ -134,16 +133,9 @@ class SamplingNode:
     @cached_property
     def teacher(self) -> dict[str, Any]:
         """What a schedule's file says of its model and settings."""
-        from flexi_core.host import patches_note, unpatched_weights
+        from flexi_core.host import teacher_of
 
-        network, patches = self.model.get_model_object("diffusion_model"), patches_note(self.model)
-        said = {
-            "architecture": architecture_fingerprint(network),
-            "weights": weights_fingerprint(network, unpatched_weights(self.model)),
-            "cfg": self.cfg,
-        }
-        # What changes the weights for a while, as a LoRA; `weights` are the original ones.
-        return {**said, "patches": patches} if patches else said
+        return teacher_of(self.model, self.cfg)
 
     def with_steps(self, inputs: Mapping[str, Any], steps: int) -> tuple[str, dict[str, Any]]:
         """Return the class and the inputs of a node that samples the same run in another number of steps.

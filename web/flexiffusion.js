@@ -12,7 +12,7 @@ const MAX_TEXT = 100000; // characters of a schedule's text, as in Python
 const MAX_LINES = 40; // under the strip
 const MAX_LINE_TEXT = 2000; // characters under the strip
 const MAX_REPORT = 200000; // characters
-const WITH_STRIP = ["FlexiSchedule", "FlexiPreset", "FlexiLoadSchedule"];
+const WITH_STRIP = ["FlexiSchedule", "FlexiPreset", "FlexiLoadSchedule", "FlexiTune"];
 
 /** Return the letters of a schedule text, "" when it is not one. The node's own parser decides; this only draws. */
 function letters(text) {

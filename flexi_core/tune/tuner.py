@@ -119,6 +119,26 @@ class Tuner:
         plain = self._db(all_full(planned.full), "plain steps")
         return Tuned(best, planned.full, planned.predicted_db, made[best], plain)
 
+    def chosen(self, front: Sequence[Planned], speedup: float, quality: float | None = None, fit: bool = True) -> Tuned | None:
+        """Return what the schedule for a speed-up, or the cheapest for a quality, comes to; None where none comes so near.
+
+        Args:
+            front: from few full steps to many.
+            speedup: how many times fewer steps to compute.
+            quality: in place of a speed-up: mean PSNR to the teacher in dB. What was predicted may be missed: then with more
+                full steps.
+            fit: whether blends are fitted too.
+        """
+        if quality is None:
+            return self.confirmed(nearest(front, full_steps(self.steps, speedup)), fit)
+        planned = cheapest(front, quality)
+        while planned is not None:
+            tuned = self.confirmed(planned, fit)
+            if tuned.made_db >= quality:
+                return tuned
+            planned = next((p for p in front if p.full > tuned.full), None)
+        return None
+
     def _not_for_it(self) -> FlexiError:
         return FlexiError(
             f"{self._runs.sampler} asks the network several times a step, or is not linear in its answers; "

@@ -70,7 +70,7 @@ def tune(
 
     The run is one of the embedded model, of --unet, or, with --comfyui, of a workflow or a checkpoint of the user's own.
     """
-    from flexi_core.tune import Tuner, cheapest, nearest
+    from flexi_core.tune import Tuner
 
     check_out(out)
     host = HostChoice(comfyui, workflow, node, prompts, base_directory, checkpoint, prompt, negative)
@@ -78,12 +78,7 @@ def tune(
     with console.progress_bar("samples") as bar:
         tuner = Tuner(backend, samples, progress=bar)
         front = tuner.front()
-        planned = nearest(front, full_steps(tuner.steps, speedup)) if quality is None else cheapest(front, quality)
-        tuned = None if planned is None else tuner.confirmed(planned, fit)
-        # What was predicted may be missed: then with more full steps.
-        while quality is not None and tuned is not None and tuned.made_db < quality:
-            more = next((p for p in front if p.full > tuned.full), None)
-            tuned = None if more is None else tuner.confirmed(more, fit)
+        tuned = tuner.chosen(front, speedup, quality, fit)
     ahead = tuned is not None and tuned.is_ahead
     out = out or default_out(backend, tuner.steps / tuned.full if quality is not None and ahead else speedup)
     if ahead:

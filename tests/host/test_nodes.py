@@ -19,6 +19,11 @@ RELEASED = {
     "FlexiSaveSchedule": (["schedule", "file_name", "overwrite"], ["FLEXI_SCHEDULE"], ["schedule"]),
     "FlexiApply": (["model", "schedule", "on_mismatch", "cache", "cache_limit_mib"], ["MODEL", "FLEXI_RUN"], ["model", "run"]),
     "FlexiReport": (["run", "latent"], ["LATENT", "STRING", "IMAGE"], ["latent", "text", "timeline"]),
+    "FlexiTune": (
+        "model positive negative latent_image steps cfg sampler_name scheduler denoise speedup quality_db effort vae".split(),
+        ["MODEL", "FLEXI_SCHEDULE", "FLEXI_RUN", "STRING", "IMAGE", "IMAGE"],
+        ["model", "schedule", "run", "text", "front", "pictures"],
+    ),
     "FlexiDemoModel": ([], ["MODEL"], ["model"]),
     "FlexiDemoPrompt": (["caption"], ["CONDITIONING"], ["conditioning"]),
 }

@@ -18,6 +18,7 @@ NODES = (
     "FlexiReport",
     "FlexiDemoModel",
     "FlexiDemoPrompt",
+    "FlexiTune",
 )
 
 

@@ -1,0 +1,258 @@
+"""The node that tunes a schedule to a run of the user's own, and keeps it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..flexi_core import FlexiError, Schedule, ScheduleError, __version__, load_schedule, save_schedule
+from ..flexi_core.host import apply_schedule
+from ..flexi_core.host_runs import HostRuns, KSamplerRun, progress_bar, sampler_names, scheduler_names
+from ..flexi_core.presets import PRESETS, Preset
+from ..flexi_core.timeline import draw_message
+from ..flexi_core.tune import Planned, Tuned, Tuner
+from ..flexi_core.tune.picture import draw_front
+from . import folder
+from .sockets import CATEGORY, PAPER, FlexiRunType, FlexiScheduleType
+
+log = logging.getLogger(__name__)
+
+EFFORTS = {"instant": (1, False), "good": (4, True)}  # full runs, and whether blends are fitted in runs of the schedule's own
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is asked for: a speed-up, or with a quality above 0 that many dB."""
+
+    speedup: float
+    quality: float
+    effort: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.quality:g}dB" if self.quality else f"{self.speedup:g}x"
+
+
+class FlexiTune(io.ComfyNode):
+    """A KSampler's inputs -> a model that samples under a schedule made for just this run."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlexiTune",
+            display_name="Flexi Tune",
+            category=CATEGORY,
+            description="Makes a schedule for your own run: your model with its LoRAs, sampler, steps and guidance. A few of "
+            "its full runs are sampled; what every speed-up comes to follows from them, and the one you ask for is tried. "
+            "Give it what the KSampler has, and its model to the KSampler. The schedule is kept in "
+            f"models/{folder.FOLDER}/{folder.TUNED}: the next time costs nothing, for other prompts and seeds too. {PAPER}.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample with, LoRAs and all."),
+                io.Conditioning.Input("positive", tooltip="As at the KSampler. Any prompt of the kind that you use will do."),
+                io.Conditioning.Input("negative", tooltip="As at the KSampler."),
+                io.Latent.Input(
+                    "latent_image", tooltip="As at the KSampler: its size counts, and its first picture is sampled."
+                ),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="As at the KSampler."),
+                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, tooltip="As at the KSampler."),
+                io.Combo.Input("sampler_name", options=sampler_names(), tooltip="As at the KSampler."),
+                io.Combo.Input("scheduler", options=scheduler_names(), tooltip="As at the KSampler."),
+                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip="As at the KSampler."),
+                io.Float.Input(
+                    "speedup",
+                    default=2.0,
+                    min=1.1,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="How many times fewer steps to compute: 2 takes about half the time.",
+                ),
+                io.Float.Input(
+                    "quality_db",
+                    default=0.0,
+                    min=0.0,
+                    max=90.0,
+                    step=1.0,
+                    tooltip="Above 0 it is asked for in place of the speed-up: how near the picture is to come to that of all "
+                    "steps, PSNR in dB. 40 is hard to tell apart, 30 is the same picture with other details.",
+                ),
+                io.Combo.Input(
+                    "effort",
+                    options=list(EFFORTS),
+                    default="good",
+                    tooltip="instant looks at one full run, and takes as long as about three; good looks at four, fits the "
+                    "schedule in runs of its own, and takes as long as about twelve. Once for each run.",
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="Decodes the two pictures that are shown side by side."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="Samples under the schedule: connect it to the KSampler."),
+                FlexiScheduleType.Output(display_name="schedule"),
+                FlexiRunType.Output(display_name="run", tooltip="For Flexi Report."),
+                io.String.Output(display_name="text", tooltip="What was found, in words."),
+                io.Image.Output(display_name="front", tooltip="How near each speed-up comes."),
+                io.Image.Output(display_name="pictures", tooltip="All steps on the left, the schedule on the right."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        negative,
+        latent_image: dict[str, Any],
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float,
+        speedup: float,
+        quality_db: float,
+        effort: str,
+        vae=None,
+    ) -> io.NodeOutput:
+        wanted = _Wanted(speedup, quality_db, effort)
+        run = KSamplerRun(model, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
+        pair = draw_message("Two pictures are shown where a schedule is made; this one was kept from before.")
+        try:
+            schedule, words, pair = _found(run, wanted, vae, pair)
+        except FlexiError as error:  # the run is sampled all the same
+            preset = _nearest_preset(speedup)
+            schedule = Preset(preset, 0)
+            words = f"Not tuned: {error}. Flexi Preset {preset} is taken in its place."
+            front = draw_message(words)
+        else:
+            front = _front_of(schedule, words)
+        patched, handle = apply_schedule(model, schedule)
+        letters = schedule.letters if isinstance(schedule, Schedule) else ""
+        shown = {"flexi_steps": (letters,)} | ui.PreviewText(words).as_dict()
+        return io.NodeOutput(patched, schedule, handle, words, front, pair, ui=shown)
+
+
+def _found(run: KSamplerRun, wanted: _Wanted, vae: Any, pair: torch.Tensor) -> tuple[Schedule, str, torch.Tensor]:
+    """Return the schedule that was kept for a run, or one made now, with words and the two pictures."""
+    runs = HostRuns(run)
+    identity = runs.identity
+    path = folder.tuned_path(identity, wanted.text, wanted.effort)
+    kept = _kept(path)
+    if kept is not None:
+        return kept, f"{_words(kept)} Kept from before, in {folder.TUNED}/{path.name}.", pair
+    samples, fit = EFFORTS[wanted.effort]
+    n = len(runs.sigmas) - 1
+    # Full runs, the one that the answer is measured in, fits, one or two schedules, plain steps.
+    bar = progress_bar(n * (1 + samples * (4 if fit else 2)) + samples * math.ceil(n / wanted.speedup))
+    runs.on_step = lambda: bar.update(1)
+    tuner = Tuner(runs, samples)
+    front = tuner.front()
+    tuned = tuner.chosen(front, wanted.speedup, wanted.quality or None, fit)
+    schedule = _made(runs, front, tuned, wanted, samples)
+    if tuned is not None:
+        pair = _side_by_side(run, runs, tuned, vae)
+    note = f"Made from {samples} full run{'s' * (samples > 1)} in the time of {tuner.full_runs:.0f}."
+    try:
+        folder.make_room(path.parent)
+        save_schedule(schedule, path)
+        note += f" Kept in {folder.TUNED}/{path.name}."
+    except (ScheduleError, OSError) as error:
+        log.warning("Flexiffusion: the tuned schedule could not be kept: %s", error)
+        note += f" It could not be kept ({error}): the next session makes it again."
+    return schedule, f"{_words(schedule)} {note}", pair
+
+
+def _kept(path: Path) -> Schedule | None:
+    """Return a tuned schedule's file; None where there is none, or it is broken and so made again."""
+    if not path.is_file():
+        return None
+    try:
+        schedule = load_schedule(path)
+        _words(schedule)
+        return schedule
+    except (ScheduleError, KeyError, TypeError, ValueError) as error:
+        log.warning("Flexiffusion: %s is broken and is made again: %s", path.name, error)
+        return None
+
+
+def _made(runs: HostRuns, front: list[Planned], tuned: Tuned | None, wanted: _Wanted, samples: int) -> Schedule:
+    """Return the schedule with what a file says of it; one of full steps where plain steps do as well."""
+    n = len(runs.sigmas) - 1
+    measured: dict[str, Any] = {"by": "Flexi Tune", "samples": samples, "wanted": wanted.text, "speedup_macs": 1.0}
+    measured["front"] = [[planned.full, planned.predicted_db] for planned in front]
+    if tuned is not None:
+        measured |= {
+            "full": tuned.full,
+            "psnr_db": tuned.made_db,
+            "predicted_db": tuned.predicted_db,
+            "plain_db": tuned.plain_db,
+        }
+    ahead = tuned is not None and tuned.is_ahead
+    if ahead:
+        measured["speedup_macs"] = n / tuned.full
+    schedule = tuned.schedule if ahead else Schedule.parse(f"{n}*(F)")
+    return schedule.with_info(
+        teacher=runs.identity, measured=measured, provenance={"tool": "flexiffusion", "version": __version__}
+    )
+
+
+def _words(schedule: Schedule) -> str:
+    """Return what a tuned schedule's file says of it, in words.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is no such file.
+    """
+    measured, n = schedule.info["measured"], len(schedule)
+    if "full" not in measured:
+        return f"No schedule comes within {measured['wanted']} of the pictures of all {n} steps: all are computed."
+    full, made, plain = int(measured["full"]), float(measured["psnr_db"]), float(measured["plain_db"])
+    if "X" not in schedule.letters:
+        return f"{full} plain steps come as near ({plain:.1f} dB, a schedule {made:.1f} dB): set the sampler to {full} steps."
+    return (
+        f"{full} of {n} steps are computed, {n / full:.3g}x fewer: {made:.1f} dB to the pictures of all steps "
+        f"(predicted {float(measured['predicted_db']):.1f}); {full} plain steps have {plain:.1f} dB."
+    )
+
+
+def _front_of(schedule: Schedule, words: str) -> torch.Tensor:
+    measured = schedule.info["measured"]
+    try:
+        front = [(int(full), float(db)) for full, db in measured["front"]]
+        chosen = (int(measured["full"]), float(measured["psnr_db"])) if "full" in measured else None
+        return draw_front(front, len(schedule), chosen, measured.get("plain_db"))
+    except Exception:  # the schedule is there, and goes on
+        log.exception("Flexiffusion: the picture of a front failed")
+        return draw_message(words)
+
+
+def _side_by_side(run: KSamplerRun, runs: HostRuns, tuned: Tuned, vae: Any) -> torch.Tensor:
+    """Return two pictures beside one another [1, H, 2 W, 3]: all steps, and the schedule."""
+    try:
+        teacher = next(iter(runs.first.values()))  # the full run was the first
+        both = (teacher, runs.first[str(tuned.schedule)])
+        return torch.cat([_picture(run, samples, vae) for samples in both], dim=2)
+    except Exception as error:  # the schedule is there, and goes on
+        log.exception("Flexiffusion: the pictures of a tuned run failed")
+        return draw_message(f"The pictures could not be made ({type(error).__name__}: {error}); the schedule is as found.")
+
+
+def _picture(run: KSamplerRun, samples: Any, vae: Any) -> torch.Tensor:
+    """Return a latent's first picture [1, H, W, 3], 0..1: decoded, or without a VAE in the latent format's own colours."""
+    if getattr(samples, "is_nested", False):
+        samples = samples.unbind()[0]
+    if vae is not None:
+        images = vae.decode(samples)
+        images = images[:, images.shape[1] // 2] if images.ndim == 5 else images
+        return images[:1].cpu().float()
+    factors = torch.tensor(run.model.model.latent_format.latent_rgb_factors)
+    latent = samples[:, :, samples.shape[2] // 2] if samples.ndim == 5 else samples
+    rgb = torch.einsum("bchw,cd->bhwd", latent[:1].cpu().float(), factors.float())
+    return ((rgb + 1) / 2).clamp(0, 1)
+
+
+def _nearest_preset(speedup: float) -> str:
+    speeds = {name: float(name[:-1]) for name in PRESETS if name[:-1].replace(".", "").isdigit()}
+    return min(speeds, key=lambda name: abs(math.log(speeds[name] / speedup)))
