@@ -27,6 +27,9 @@ _GONE = (
 )
 
 
+_BYPASSED = "Plain sampling, every step computed: Flexi Apply, or the node of its schedule, is bypassed or not connected."
+
+
 class FlexiApply(io.ComfyNode):
     """Model and schedule -> a model that samples under the schedule."""
 
@@ -44,7 +47,11 @@ class FlexiApply(io.ComfyNode):
                     "model",
                     tooltip="The model to sample with: null steps work with any, partial steps with U-Nets and most DiTs.",
                 ),
-                FlexiScheduleType.Input("schedule", tooltip="Which steps are computed. A later Flexi Apply replaces it."),
+                FlexiScheduleType.Input(
+                    "schedule",
+                    optional=True,
+                    tooltip="Which steps are computed. A later Flexi Apply replaces it. Without one, sampling is plain.",
+                ),
                 io.Combo.Input(
                     "on_mismatch",
                     options=list(ON_MISMATCH),
@@ -76,8 +83,15 @@ class FlexiApply(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, schedule: Schedule | Preset, on_mismatch: str, cache: str = "auto", cache_limit_mib: int = 0
+        cls,
+        model,
+        schedule: Schedule | Preset | None = None,
+        on_mismatch: str = ON_MISMATCH[0],
+        cache: str = "auto",
+        cache_limit_mib: int = 0,
     ) -> io.NodeOutput:
+        if schedule is None:
+            return io.NodeOutput(model, None)
         return io.NodeOutput(*apply_schedule(model, schedule, on_mismatch, cache, cache_limit_mib))
 
 
@@ -94,7 +108,7 @@ class FlexiReport(io.ComfyNode):
             "kind of every step, network calls, steps that had to run in full with the reason, multiply-accumulates (MACs) "
             f"and seconds against all steps in full. {PAPER}.",
             inputs=[
-                FlexiRunType.Input("run", tooltip="The run of Flexi Apply."),
+                FlexiRunType.Input("run", optional=True, tooltip="The run of Flexi Apply, or of Flexi Tune."),
                 io.Latent.Input(
                     "latent",
                     tooltip="The sampler's latent: the report waits for it, and tells the runs of several samplers apart.",
@@ -109,10 +123,11 @@ class FlexiReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, run: RunHandle, latent: dict[str, torch.Tensor]) -> io.NodeOutput:
+    def execute(cls, run: RunHandle | None = None, latent: dict[str, torch.Tensor] | None = None) -> io.NodeOutput:
         try:
-            report = run.report_of(latent["samples"])
-            text = str(report) if report is not None else _NO_RUN if run.report is None else _GONE
+            report = None if run is None else run.report_of(latent["samples"])
+            missing = _BYPASSED if run is None else _NO_RUN if run.report is None else _GONE
+            text = missing if report is None else str(report)
         except Exception as error:  # the latent is there, and goes on
             log.exception("Flexiffusion: the report of a run failed")
             report = None

@@ -64,4 +64,4 @@ def _dot(draw, centre: tuple[float, float], colour: str, text: str) -> None:
     x, y = centre
     draw.ellipse((x - 7, y - 7, x + 7, y + 7), fill=colour)
     right = x < WIDTH * 0.7
-    draw.text((x + 14 if right else x - 14, y), text, fill=colour, font=font(16), anchor="lm" if right else "rm")
+    draw.text((x + 14 if right else x - 14, y - 10), text, fill=colour, font=font(16), anchor="lm" if right else "rm")

@@ -232,6 +232,26 @@ def test_bypassed_apply_gives_the_pictures_of_an_all_full_schedule(server, graph
     record_property("does", "the pictures of plain sampling, bit for bit")
 
 
+@pytest.mark.parametrize("gone", ["FlexiApply", "FlexiPreset"])
+def test_a_bypassed_node_of_the_pack_samples_plainly_and_the_report_says_so(server, graph, gone):
+    short, only = graph
+    key, source = only(gone), [only("FlexiDemoModel"), 0]
+    plain = copy.deepcopy(short)
+    put_in(plain, only, {"class_type": "FlexiSchedule", "inputs": {"text": "6*(F)"}})
+    full = picture_bytes(server, server.run(plain), plain)
+    del short[key]
+    # As the page sends it: the model goes on past a bypassed node, its other links are gone.
+    for node in short.values():
+        for name, value in list(node["inputs"].items()):
+            if isinstance(value, list) and value[0] == key:
+                del node["inputs"][name]
+                if name == "model":
+                    node["inputs"][name] = source
+    entry = server.run(short)
+    assert report_text(entry, short).startswith("Plain sampling, every step computed")
+    assert picture_bytes(server, entry, short) == full
+
+
 def picture_bytes(server, entry, graph):
     from PIL import Image
 
