@@ -46,6 +46,7 @@ SAMPLERS = {
 }
 SCHEDULES = ("10*(FX)", "4*(FPPNN@3)", "5*(FPPP@1)", "2*(F)|6*(FPX@2)", "2*(F)|3*(FPPXXX@3)")  # 20 steps each
 CACHED = "4*(FPPNN@3)"
+CAPTURED = MIXED
 COMPILED = "4*(FPPNN@2)"
 COMPILE_S = 90  # after which a compiler is not waited for
 TEN = 10  # steps of a run that is timed for one step's sake
@@ -75,7 +76,7 @@ class Network:
         kind: class in the host's supported models.
         layout: what the host's detection would find in a weights file.
         tiny: what of the layout is another for a try.
-        latent: of one picture or video, real and tiny.
+        latent: of one picture or video, real and tiny; of several streams, one shape for each.
         text: tokens of a prompt and their width, real and tiny.
         pooled: width of the pooled text.
         batch: pictures at once.
@@ -87,7 +88,7 @@ class Network:
     kind: str
     layout: dict[str, Any]
     tiny: dict[str, Any]
-    latent: tuple[tuple[int, ...], tuple[int, ...]]
+    latent: tuple[Any, Any]
     text: tuple[tuple[int, int], tuple[int, int]]
     pooled: int = 0
     batch: int = 2
@@ -141,6 +142,21 @@ SUBJECTS = {
         ((16, 9, 60, 104), (16, 2, 8, 8)),
         ((512, 4096), (4, 32)),
         batch=1,
+        scheduler="simple",
+    ),
+    "captured": Network(
+        "LTX-2 of 6 blocks, pictures and sound",
+        "LTXAV",
+        {"num_layers": 6, "attention_head_dim": 128, "num_attention_heads": 16, "cross_attention_dim": 2048}
+        | {"audio_attention_head_dim": 64, "audio_num_attention_heads": 16, "audio_cross_attention_dim": 1024}
+        | {"caption_channels": 1024, "connector_attention_head_dim": 64, "connector_num_attention_heads": 8},
+        {"attention_head_dim": 32, "num_attention_heads": 2, "cross_attention_dim": 64, "audio_attention_head_dim": 16}
+        | {"audio_num_attention_heads": 2, "audio_cross_attention_dim": 32, "caption_channels": 32}
+        | {"connector_attention_head_dim": 16, "connector_num_attention_heads": 2},
+        (((128, 4, 16, 24), (8, 26, 16)), ((128, 2, 4, 4), (8, 6, 16))),
+        ((64, 2048), (4, 64)),
+        batch=1,
+        cfg=3.0,
         scheduler="simple",
     ),
     "compiled": Network(
@@ -308,19 +324,28 @@ class Subject:
         rng = torch.Generator().manual_seed(1)
         pooled = {"pooled_output": torch.randn(1, network.pooled, generator=rng)} if network.pooled else {}
         self._prompts = [[[torch.randn(1, tokens, width, generator=rng), pooled]] for _ in range(2)]
-        self._noise = torch.randn(network.batch, *latent, generator=rng)
+        self._noise = self._drawn(latent, rng)
         guided = "guided, cfg " + f"{network.cfg:g}" if network.cfg != 1 else "not guided"
         self.about = f"Batch {network.batch}, {guided}, {sum(p.numel() for p in inner.parameters()) / 1e6:.0f} M weights."
+
+    def _drawn(self, latent: tuple, rng: torch.Generator) -> Any:
+        """Return noise of a shape, or the host's NestedTensor of several."""
+        if isinstance(latent[0], int):
+            return torch.randn(self._network.batch, *latent, generator=rng)
+        from comfy.nested_tensor import NestedTensor
+
+        return NestedTensor([torch.randn(self._network.batch, *stream, generator=rng) for stream in latent])
 
     def apply(self, text: str, model: Any = None, cache: str = "auto") -> tuple[Any, Any]:
         """Return the model under a schedule, and the handle of its reports."""
         return self._check.adapter.apply_schedule(model or self.model, Schedule.parse(text), cache=cache)
 
     def sample(self, model: Any, steps: int, sampler: str = "euler") -> torch.Tensor:
-        return self._check.comfy.sample.sample(
+        latent = self._check.comfy.sample.sample(
             model, self._noise, steps, self._network.cfg, sampler, self._network.scheduler, *self._prompts,
-            torch.zeros_like(self._noise), disable_pbar=True, seed=0,
+            self._noise * 0.0, disable_pbar=True, seed=0,
         )  # fmt: skip
+        return self._check.adapter.packed(latent)
 
     def seconds(self, model: Any, steps: int) -> float:
         """Return the seconds of a whole run, the device's work included."""
@@ -543,6 +568,26 @@ class Check:
             more = "" if held is None else f"{held - first:+d}"
             page.row(str(count), "" if held is None else str(held), more, f"{psutil.Process().memory_info().rss / _MIB:.0f}")
 
+    def captured(self) -> None:
+        """Bit for bit, on a network that newer hosts run in a captured memory graph: what a run keeps is made outside it."""
+        page = self._page
+        if not hasattr(self.comfy.supported_models, SUBJECTS["captured"].kind):
+            page.say(f"Not checked: this host has no {SUBJECTS['captured'].kind}.")
+            return
+        subject = self._subject("captured")
+        paused = hasattr(sys.modules.get("comfy.model_prefetch"), "pause_malloc_graph")
+        graph = "runs it in a memory graph" if paused else "has no memory graph: nothing of that is shown here"
+        page.say(f"{subject.about} This host {graph}.")
+        page.table("", "same", "steps")
+        plain = subject.sample(subject.model, TEN)
+        page.row("no node, twice", self._same(subject.sample(subject.model, TEN), plain), "")
+        mixed, handle = subject.apply(CAPTURED)
+        first = subject.sample(mixed, TEN)
+        page.row("mixed, twice", self._same(subject.sample(mixed, TEN), first), handle.report.letters)
+        in_ram, handle = subject.apply(CAPTURED, cache="ram")
+        page.row("features in RAM, and on the device", self._same(subject.sample(in_ram, TEN), first), handle.report.letters)
+        page.row("no node, before and after", self._same(subject.sample(subject.model, TEN), plain), "")
+
     def compiled(self) -> None:
         """What torch.compile and the node are to each other."""
         from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -595,6 +640,7 @@ PARTS = {
     "flux": Part(SUBJECTS["flux"].title, lambda check: check.network("flux"), 20),
     "growth": Part("Memory after many runs", Check.growth, 15),
     "wan": Part(SUBJECTS["wan"].title, lambda check: check.network("wan"), 20),
+    "captured": Part(SUBJECTS["captured"].title, Check.captured, 20),
     "compiled": Part("A compiled network", Check.compiled, 30, COMPILE_S),
 }
 
