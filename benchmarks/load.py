@@ -161,6 +161,8 @@ def _page(found: dict[str, list[dict[str, Any]]]) -> str:
             held = "yes" if not whole.broken else f"**no**: {'; '.join(dict.fromkeys(whole.broken))}"
             cells = (f"`{name}`", part.title, often, part.held, held, figures)
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    if missing := [f"`{name}`" for name in PARTS if not found.get(name)]:
+        lines += ["", f"Not tried yet: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
