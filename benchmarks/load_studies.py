@@ -51,7 +51,8 @@ LEFT = (0, 4, 24, 60, 100, 130, 160, 200)  # KiB
 DAMAGES = 6  # in a round, of each kind of storage
 WORKERS, OF_ALL, GRACE = 3, 24, 3.0
 STOPS = 5  # in a round
-_LIMIT = 300.0  # seconds, of any process
+_LONGEST_STOP = 20 * GRACE  # seconds: the others look between two candidates of theirs
+_LIMIT = 1800.0  # seconds, of any process
 
 
 def full_disk(folder: Path, comfyui: Path, rng: random.Random, outcome: Outcome) -> None:
@@ -202,8 +203,11 @@ def workers(folder: Path, comfyui: Path, rng: random.Random, outcome: Outcome) -
                 time.sleep(rng.uniform(0.0, 1.0))
                 if process.poll() is not None:
                     break
+                before, until = _lost(study), time.monotonic() + _LONGEST_STOP
                 process.send_signal(signal.SIGSTOP)
-                time.sleep(GRACE + rng.uniform(1.0, 3.0))
+                while _lost(study) == before and time.monotonic() < until:  # its candidate is taken over, if it was at one
+                    time.sleep(0.2)
+                time.sleep(rng.uniform(0.0, 1.0))
                 process.send_signal(signal.SIGCONT)
                 outcome.counts["stops"] += 1
             ended = [_end(process) for process in processes]
@@ -213,6 +217,10 @@ def workers(folder: Path, comfyui: Path, rng: random.Random, outcome: Outcome) -
         for done in ended:
             _expect(done, 0, "a worker", outcome)
         _check_study(study, folder, outcome)
+
+
+def _lost(study: optuna.Study) -> int:
+    return len(study.get_trials(deepcopy=False, states=(TrialState.FAIL,)))
 
 
 def _check_study(study: optuna.Study, folder: Path, outcome: Outcome) -> None:

@@ -82,8 +82,10 @@ def postgresql_server() -> Iterator[str]:
         call("initdb", "-D", str(data / "db"), "-U", "flexi", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
         options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1 -c fsync=off"
         call("pg_ctl", "-D", str(data / "db"), "-o", options, "-l", str(data / "log"), "-w", "start")
-        yield f"postgresql://flexi@127.0.0.1:{port}/postgres"
-        call("pg_ctl", "-D", str(data / "db"), "-m", "immediate", "-w", "stop")
+        try:
+            yield f"postgresql://flexi@127.0.0.1:{port}/postgres"
+        finally:
+            call("pg_ctl", "-D", str(data / "db"), "-m", "immediate", "-w", "stop")
     finally:
         shutil.rmtree(data, ignore_errors=True)
 
