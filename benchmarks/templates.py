@@ -94,9 +94,9 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _tests(name: str) -> ModuleType:
-    """Return a module of tests/host, which has the tiny networks."""
-    spec = importlib.util.spec_from_file_location(f"flexi_{name}", PACK / "tests" / "host" / f"{name}.py")
+def tests_module(name: str) -> ModuleType:
+    """Return a module of the tests by its path in their folder, as `host/conftest`; it is `flexi_conftest` here."""
+    spec = importlib.util.spec_from_file_location(f"flexi_{Path(name).name}", PACK / "tests" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
@@ -105,7 +105,7 @@ def _tests(name: str) -> ModuleType:
 
 def families() -> dict[str, Any]:
     """Return the tiny networks by the name of their family: those of the tests, and what only templates use."""
-    nets, unets = _tests("test_transformers"), _tests("conftest")
+    nets, unets = tests_module("host/test_transformers"), tests_module("host/conftest")
     known = {**nets.FAMILIES, **nets.WITHOUT_HOOKS}
     pooled = lambda random: {"pooled_output": random(1, 1280)}  # noqa: E731 (a value)
     flux, lumina = known["Flux"], known["Lumina 2"]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import re
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LONGEST_STEM = 50  # characters; file systems bear 255 bytes, and more is added to it
+_ABANDONED = 3600.0  # seconds since the last write, after which a temporary file is a killed process's
 
 
 def file_stem(name: str) -> str:
@@ -46,7 +48,10 @@ def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
 
 @contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; rename it to `path` when the block ends well, remove it when not."""
+    """Yield a temporary path in the same folder; rename it to `path` when the block ends well, remove it when not.
+
+    What a killed process left of an earlier try at the same file goes when one ends well.
+    """
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
@@ -58,8 +63,17 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+        _remove_left(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove the temporary files of a file just written that nobody has written to for a long time."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with suppress(OSError):  # another's, or gone by now
+            if path.stat().st_mtime - left.stat().st_mtime > _ABANDONED:  # the disk's own clock
+                left.unlink()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -16,6 +16,8 @@ from .space import Space
 
 _FINALS = "flexi:finals"  # of the study: by schedule
 _FITTED = "fitted"  # of a trial: the schedule with fitted blends
+_JUDGED = ("schedule", "spent", "seconds", "errors")  # what every finished candidate has
+_EVALUATED = ("evaluation", "mse")  # and what one has that no screen ended
 _COPIED = ("errors", "evaluation", "mse", _FITTED)  # what a repeat takes over
 
 
@@ -54,6 +56,26 @@ def evaluate(study: optuna.Study, trial: optuna.Trial, schedule: Schedule, space
     trial.set_user_attr("evaluation", vars(evaluation))
     trial.set_user_attr("mse", evaluation.mse)
     return finish(TrialState.COMPLETE, evaluation.rfid)
+
+
+def check_candidates(study: optuna.Study, space: Space) -> None:
+    """Check that the finished candidates of a study have what a search goes on from.
+
+    Raises:
+        FlexiError: one lacks some of it, as in a journal or a database that was damaged.
+    """
+    for trial in study.get_trials(deepcopy=False, states=FINISHED):
+        wanted = (*_JUDGED, *(_EVALUATED if trial.state is TrialState.COMPLETE else ()))
+        missing = [key for key in wanted if key not in trial.user_attrs]
+        try:
+            space.decode(trial.params)
+        except (KeyError, TypeError, ValueError):
+            missing.append("genes")
+        if missing:
+            raise FlexiError(
+                f"candidate {trial.number} of the study {study.study_name!r} lacks its {', '.join(missing)}: the storage was "
+                "damaged or changed by something else; take a copy of it, or give another --study"
+            )
 
 
 def schedule_of(trial: FrozenTrial) -> Schedule:

@@ -42,7 +42,8 @@ class Heartbeat:
     @contextmanager
     def beating(self, trial: optuna.Trial) -> Iterator[None]:
         """Beat while a trial is evaluated; hand its candidate back to the study where the evaluation is broken off."""
-        trial.set_user_attr(_BEAT, [0, self._grace, self._name])
+        with suppress(UpdateFinishedTrialError):  # taken since it was drawn: the evaluation's first word meets the same
+            trial.set_user_attr(_BEAT, [0, self._grace, self._name])
         stop = threading.Event()
         thread = threading.Thread(target=self._beat, args=(trial, stop), daemon=True)
         thread.start()

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
@@ -40,7 +41,7 @@ def open_storage(url: str) -> BaseStorage:
             path = url.removeprefix(_JOURNAL).removeprefix("//")
             if not path:
                 raise FlexiError(f"the storage {shown(url)!r} names no file; give journal:FILE")
-            return JournalStorage(JournalFileBackend(path, lock_obj=_JournalLock(path)))
+            return JournalStorage(_JournalFile(path, lock_obj=_JournalLock(path)))
         if url.startswith(_PROXY):
             return _proxy(url)
         return _database(url)
@@ -141,6 +142,28 @@ def _proxy(url: str) -> GrpcStorageProxy:
         proxy.close()
         raise FlexiError(f"no storage server answers at {host}:{port}; start one with flexi storage-server") from error
     return proxy
+
+
+class _JournalFile(JournalFileBackend):
+    """Optuna's journal file, of which a damaged line is named: what it meant is not guessed, for later lines build on it."""
+
+    def __init__(self, path: str, lock_obj: JournalFileOpenLock) -> None:
+        super().__init__(path, lock_obj)
+        self._path = path
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        whole = log_number_from  # lines
+        try:
+            for log in super().read_logs(log_number_from):
+                if not isinstance(log, dict) or not isinstance(log.get("op_code"), int) or "worker_id" not in log:
+                    raise ValueError("it is no record of Optuna's")
+                whole += 1
+                yield log
+        except ValueError as error:  # neither JSON nor text, included
+            raise FlexiError(
+                f"line {whole + 1} of the journal {self._path} is damaged ({error}); take a copy, or what is before "
+                f"the line: head -n {whole} FILE > NEW"
+            ) from error
 
 
 class _JournalLock(JournalFileOpenLock):

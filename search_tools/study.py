@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from flexi_core import __version__
 from flexi_core.errors import FlexiError
 from flexi_core.schedule import Schedule
 
-from .candidate import best_trial, evaluate, hold_finals, schedule_of
+from .candidate import best_trial, check_candidates, evaluate, hold_finals, schedule_of
 from .evolution import FINISHED
 from .fitness import Evaluation, Fitness
 from .heartbeat import Heartbeat
@@ -25,6 +27,8 @@ from .space import Space
 from .storage import open_storage, shown, storage_errors
 from .strategies import ask_schedule, directions, make_sampler
 from .teacher import JUDGE_SEEDS
+
+log = logging.getLogger(__name__)
 
 _SETTINGS = "flexi:settings"
 _MOST_RESERVED = 0.5  # of the minutes: finals that take longer than that go beyond them
@@ -127,7 +131,7 @@ def run_search(
         all candidates of the study; after Ctrl-C those so far.
 
     Raises:
-        FlexiError: the storage fails; the study keeps its finished candidates.
+        FlexiError: the storage fails, and the study keeps its finished candidates; or one of these is not whole.
     """
     failed = f"the study {study.study_name!r} cannot go on"
     with storage_errors(failed, "It keeps its finished candidates; the same command goes on with it"):
@@ -155,6 +159,7 @@ def _run(
         of_minutes = _seconds(finished) / max(seconds, 1e-9) * spent_seconds() / (60 * minutes) if minutes else 0.0
         return max(of_minutes, len(finished) / evaluations if evaluations else 0.0)
 
+    check_candidates(study, space)
     study.sampler = make_sampler(settings.strategy, space, settings.seed, spent_share)
     if heartbeat is None:
         _forget_unfinished(study)
@@ -177,7 +182,11 @@ def _run(
             if evaluations is not None and len(trials) + at_work >= evaluations:
                 time.sleep(_POLL)  # the others are at the last candidates, and one that is lost comes back
                 continue
-            trial, schedule = ask_schedule(study, space)
+            try:
+                trial, schedule = ask_schedule(study, space)
+            except UpdateFinishedTrialError:  # it has no schedule yet that another worker could try again
+                log.warning("drawing a candidate took too long; another worker took it for lost, and this one draws anew")
+                continue
             with heartbeat.beating(trial) if heartbeat else nullcontext():
                 evaluate(study, trial, schedule, space, fitness)
         if finals:

@@ -56,3 +56,13 @@ def test_a_text_is_written_whole_in_a_folder_that_is_made(tmp_path):
     path = tmp_path / "new" / "page.md"
     write_text(path, "grün\n")
     assert path.read_text(encoding="utf-8") == "grün\n" and [*path.parent.iterdir()] == [path]
+
+
+def test_what_a_killed_write_left_goes_with_the_next_one_and_another_writers_stays(tmp_path):
+    left, at_work, others = (tmp_path / f".{name}.part" for name in ("s.json.abc", "s.json.def", "t.json.abc"))
+    for file in (left, at_work, others):
+        file.write_text("half")
+    for file in (left, others):
+        os.utime(file, (0, 0))
+    write_text(tmp_path / "s.json", "whole")
+    assert {file.name for file in tmp_path.iterdir()} == {"s.json", at_work.name, others.name}

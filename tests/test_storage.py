@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -53,9 +54,16 @@ def _start(args: list[str], folder: Path) -> subprocess.Popen:
 
 
 @pytest.fixture
-def postgresql(tmp_path) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """The URL of a PostgreSQL server of this test's own."""
     pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
+    with postgresql_server() as url:
+        yield url
+
+
+@contextmanager
+def postgresql_server() -> Iterator[str]:
+    """Run a PostgreSQL server on a free port; yield its URL."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path(p).parent for p in [shutil.which("initdb")] if p]
     if not found:
         pytest.skip("PostgreSQL's server binaries are not installed")
@@ -74,8 +82,10 @@ def postgresql(tmp_path) -> Iterator[str]:
         call("initdb", "-D", str(data / "db"), "-U", "flexi", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
         options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1 -c fsync=off"
         call("pg_ctl", "-D", str(data / "db"), "-o", options, "-l", str(data / "log"), "-w", "start")
-        yield f"postgresql://flexi@127.0.0.1:{port}/postgres"
-        call("pg_ctl", "-D", str(data / "db"), "-m", "immediate", "-w", "stop")
+        try:
+            yield f"postgresql://flexi@127.0.0.1:{port}/postgres"
+        finally:
+            call("pg_ctl", "-D", str(data / "db"), "-m", "immediate", "-w", "stop")
     finally:
         shutil.rmtree(data, ignore_errors=True)
 
@@ -208,6 +218,16 @@ def test_a_worker_that_was_taken_for_lost_drops_its_candidate_and_goes_on(caplog
     assert "another worker has it now" in caplog.text
 
 
+def test_a_worker_that_was_taken_for_lost_before_its_first_sign_of_life_goes_on(caplog):
+    study, _, lost = _lost_study()
+    study.tell(lost.number, state=TrialState.FAIL)  # by another worker
+    trial = optuna.trial.Trial(study, lost._trial_id)
+    with caplog.at_level(logging.WARNING), Heartbeat(study).beating(trial):
+        trial.set_user_attr("spent", 1.0)
+        pytest.fail("Optuna takes attributes of a trial that has ended")
+    assert "another worker has it now" in caplog.text
+
+
 @pytest.mark.parametrize(("error", "tries"), [(KeyboardInterrupt, 1), (MemoryError, 2), (ValueError, 2)])
 def test_a_candidate_that_is_broken_off_goes_back_to_the_study_at_once(error, tries):
     study, _, lost = _lost_study()
@@ -226,6 +246,27 @@ def test_a_journal_survives_a_line_that_a_full_disk_cut_off(tmp_path):
         journal.write(b'{"op_code": 2, "worker_id"')
     study.set_user_attr("b", 2)
     assert optuna.load_study(study_name="s", storage=open_storage(f"journal:{file}")).user_attrs == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("garbage", "words"),
+    [(b"garbage\n", "Expecting value"), (b"\0\0\n", "Expecting value"), (b"\xff\n", "decode"), (b"5\n", "no record")],
+)
+@pytest.mark.parametrize("opened_before", [False, True])
+def test_a_damaged_line_of_a_journal_is_named_in_one_line(tmp_path, garbage, words, opened_before):
+    file = tmp_path / "j.journal"
+    study = optuna.create_study(study_name="s", storage=open_storage(f"journal:{file}"))
+    study.set_user_attr("a", 1)
+    whole = file.read_bytes()
+    file.write_bytes(whole + garbage)
+    damaged = len(whole.splitlines()) + 1
+    with pytest.raises(
+        FlexiError, match=rf"line {damaged} of the journal .* is damaged .*{words}.*head -n {damaged - 1} "
+    ) as caught:
+        if not opened_before:
+            study = optuna.load_study(study_name="s", storage=open_storage(f"journal:{file}"))
+        study.set_user_attr("b", 2)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,10 @@ from flexi_core import FlexiError, Schedule
 from search_tools.cli import app
 from search_tools.embedded import EmbeddedBackend
 from search_tools.fitness import Evaluation, Fitness
+from search_tools.heartbeat import Heartbeat
 from search_tools.lock import server_lock, study_lock
 from search_tools.settings import SearchSettings
+from search_tools.space import Space
 from search_tools.storage import open_storage
 from search_tools.study import candidates_of, open_study, run_search
 from search_tools.teacher import TeacherSettings
@@ -271,6 +273,36 @@ def test_a_full_disk_is_one_clear_error_and_the_study_goes_on_afterwards(search,
 
 def test_a_file_that_may_not_grow_is_one_clear_error_and_the_study_goes_on_afterwards(search, tmp_path):
     _goes_on_after(search, tmp_path, _small_files, "the disk is full or failing: free some space")
+
+
+def test_a_worker_that_was_taken_for_lost_while_it_drew_draws_anew(search, backend, tmp_path, monkeypatch, caplog):
+    study, _ = search(f"sqlite:///{tmp_path}/studies.db", evaluations=1)
+    taken, distributions = [], Space.distributions
+
+    def slow(self):
+        for trial in study.get_trials(states=(TrialState.RUNNING,)) if not taken else ():
+            taken.append(trial.number)
+            study.tell(trial.number, state=TrialState.FAIL)  # by another worker
+        return distributions(self)
+
+    monkeypatch.setattr(Space, "distributions", slow)
+    _, result = search(study, evaluations=2, heartbeat=Heartbeat(study))
+    assert taken == [1] and "draws anew" in caplog.text and len(result.candidates) == 2
+    assert [trial.state for trial in study.trials][1:] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+@pytest.mark.parametrize("lost", ["spent", "seconds", "errors", "evaluation", "genes"])
+def test_a_candidate_that_lost_a_part_is_named_in_one_line(search, tmp_path, lost):
+    url = f"sqlite:///{tmp_path}/studies.db"
+    search(url, evaluations=2)
+    with closing(sqlite3.connect(tmp_path / "studies.db")) as connection:
+        if lost == "genes":
+            connection.execute("DELETE FROM trial_params")
+        else:
+            connection.execute("DELETE FROM trial_user_attributes WHERE key = ?", (lost,))
+        connection.commit()
+    with pytest.raises(FlexiError, match=f"candidate 0 of the study 's' lacks its {lost}: the storage was damaged"):
+        search(url, evaluations=3)
 
 
 def test_evaluations_are_of_the_whole_study(search, tmp_path):

@@ -364,8 +364,8 @@ def schedule_folder(host: Host, pack: ModuleType) -> Path:
 class Server:
     """A running ComfyUI with the pack in its custom_nodes."""
 
-    def __init__(self, url: str, base: Path) -> None:
-        self.url, self.base = url, base
+    def __init__(self, url: str, base: Path, process: subprocess.Popen) -> None:
+        self.url, self.base, self.process = url, base, process
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
@@ -389,25 +389,35 @@ class Server:
 
     def run(self, graph: dict[str, Any], limit_s: float = 180) -> dict[str, Any]:
         """Queue a graph, wait for its end, and return its history entry."""
+        entry = self.end_of(graph, limit_s)
+        assert entry["status"]["completed"], entry["status"]["messages"]
+        return entry
+
+    def end_of(self, graph: dict[str, Any], limit_s: float = 180) -> dict[str, Any]:
+        """Queue a graph, wait for its end, good or bad, and return its history entry."""
         status, answer = self.post(graph)
         assert status == 200, answer
         until = time.monotonic() + limit_s
         while time.monotonic() < until:
             entry = self.get(f"/history/{answer['prompt_id']}").get(answer["prompt_id"])
-            if entry and entry["status"]["completed"]:
+            if entry and (entry["status"]["completed"] or entry["status"]["status_str"] == "error"):
                 return entry
-            assert not entry or entry["status"]["status_str"] != "error", entry["status"]["messages"]
             time.sleep(0.2)
         raise AssertionError(f"the graph was not done after {limit_s} s")
+
+
+def host_environment() -> dict[str, str]:
+    """Return the environment of another process that imports the host."""
+    found = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    if not imports_torchvision():
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, [found.get("PYTHONPATH"), str(STANDIN)]))
+    return found
 
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """The environment of another process that imports the host."""
-    found = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    if not imports_torchvision():
-        found["PYTHONPATH"] = os.pathsep.join(filter(None, [found.get("PYTHONPATH"), str(STANDIN)]))
-    return found
+    return host_environment()
 
 
 @pytest.fixture(scope="session")
@@ -433,7 +443,7 @@ def serving(checkout: Path, environment: dict[str, str], base: Path, *options: s
     log = base / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=base)
-    running = Server(f"http://127.0.0.1:{port}", base)
+    running = Server(f"http://127.0.0.1:{port}", base, process)
     try:
         until = time.monotonic() + SERVER_START_S
         while True:
