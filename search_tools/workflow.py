@@ -121,9 +121,7 @@ def find_run(graph: Graph, node: str) -> tuple[str, ...]:
     run = [node]
     while (before := _before(graph, run[0])) is not None and before not in run:
         if len(run) == _MOST_SHARING:
-            raise FlexiError(
-                f"node {node} goes on with a run of over {_MOST_SHARING} sampling nodes; --node names an earlier one"
-            )
+            raise FlexiError(f"node {node} ends a run of over {_MOST_SHARING} sampling nodes; choose an earlier one, --node")
         run.insert(0, before)
     first = graph[run[0]]
     latent = first["inputs"].get("latent_image")
