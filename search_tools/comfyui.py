@@ -112,7 +112,8 @@ class ComfyBackend(BatchedBackend):
         self._latent_shape = tuple((streams.unbind()[0] if self._packs else latent).shape[1:])
         self.features = self._features(clip_vision, latent)
         made_from = [each for node in self._run.nodes for each in node.unseeded], str(self._model.load_device)
-        self._store = TeacherStore(self.settings, {**self.identity, "inputs": _digest(made_from)[:16]}, store_folder)
+        known = {**self.identity, "inputs": _digest(made_from)[:16]}
+        self._store = TeacherStore(self.settings, known, store_folder, latent.shape[1:])
         if self._run.words:
             log.warning(self._run.words)
         if first.is_noiseless:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from flexi_core import FlexiError
 from flexi_core.demo.unet_config import unet_arguments
+from flexi_core.demo.unet_file import FileModel
 from flexi_core.tensor_files import save_tensors
 from search_tools import console, workflow
 from search_tools.cli import app
@@ -130,6 +131,20 @@ def test_names_that_are_no_counts_are_passed_over(store, tmp_path, caplog):
 def test_an_absurd_configuration_is_refused_before_anything_is_made_of_it(change):
     with pytest.raises(FlexiError, match="unet_config has"):
         unet_arguments(CONFIG | change)
+
+
+def test_no_tensor_is_read_of_a_unet_file_that_is_refused_for_its_header(tmp_path):
+    size = 7 * 2**30  # of a file with a hole in it, which takes no room on most disks
+    said = {"unet_config": json.dumps(CONFIG), "prediction": "eps", "beta_schedule": "linear 0.001 0.012"}
+    header = {"__metadata__": said, "a": {"dtype": "F16", "shape": [size // 2], "data_offsets": [0, size]}}
+    text = json.dumps(header).encode()
+    with open(tmp_path / "u.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FlexiError, match="it has a, which its unet_config does not"):
+        FileModel.load(tmp_path / "u.safetensors")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
 # One line
