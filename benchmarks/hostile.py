@@ -185,9 +185,9 @@ def main() -> None:
         "# Files that nobody would write",
         "",
         "Made by `python benchmarks/hostile.py`: CPU seconds and memory beyond a Python with the same imports, one",
-        f"thread. A workflow has about {NODES:,} nodes where nothing else is said. `tests/test_bounds.py` counts what is looked at",
-        "in it; wrong teacher files, pipes and devices are tried in `tests/test_damaged.py` and `tests/test_bounds.py`, drawn texts",
-        "and files in `tests/test_fuzz.py`.",
+        f"thread. A workflow has about {NODES:,} nodes where nothing else is said. `tests/test_bounds.py` counts what is",
+        "looked at in it; wrong teacher files, pipes and devices are tried in `tests/test_damaged.py` and",
+        "`tests/test_bounds.py`, drawn texts and files in `tests/test_fuzz.py`.",
     ]
     sections = (("A U-Net's file (`--unet`)", "unet", UNETS), ("A workflow (`--workflow`)", "workflow", WORKFLOWS))
     with tempfile.TemporaryDirectory() as folder:
