@@ -10,7 +10,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,8 @@ class ComfyBackend(BatchedBackend):
         if not is_saved(graph):
             workflow.find_sampler(workflow.checked(graph), node)  # where that fails, the host need not come up
         self._host = open_host(comfyui, base_directory)
-        graph = workflow.checked(to_api(graph, self._host.define) if is_saved(graph) else graph)
+        define = cache(self._host.define)  # the host makes a definition anew each time, with its lists of files
+        graph = workflow.checked(to_api(graph, define) if is_saved(graph) else graph)
         sampler = workflow.find_sampler(graph, node)
         graph = workflow.unmarked(workflow.reduced(graph, sampler), sampler)
         self._graph = workflow.with_paths(graph, self._host.options)
@@ -92,7 +93,7 @@ class ComfyBackend(BatchedBackend):
             "clip_vision": clip_vision,
             "name": name,
         }
-        graphs = [workflow.with_prompt(self._graph, sampler, text, self._host.define) for text in prompts] or [self._graph]
+        graphs = [workflow.with_prompt(self._graph, sampler, text, define) for text in prompts] or [self._graph]
         decoder = workflow.find_decoder(self._graph, sampler)
         self._vae = None if decoder is None else self._host.evaluate(self._graph, decoder, ("vae",))["vae"]
         names = workflow.find_run(self._graph, sampler)
@@ -111,7 +112,8 @@ class ComfyBackend(BatchedBackend):
         self._latent_shape = tuple((streams.unbind()[0] if self._packs else latent).shape[1:])
         self.features = self._features(clip_vision, latent)
         made_from = [each for node in self._run.nodes for each in node.unseeded], str(self._model.load_device)
-        self._store = TeacherStore(self.settings, {**self.identity, "inputs": _digest(made_from)[:16]}, store_folder)
+        known = {**self.identity, "inputs": _digest(made_from)[:16]}
+        self._store = TeacherStore(self.settings, known, store_folder, latent.shape[1:])
         if self._run.words:
             log.warning(self._run.words)
         if first.is_noiseless:

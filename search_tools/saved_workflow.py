@@ -7,10 +7,11 @@ primitives reach the inputs that they stand for.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from flexi_core.errors import FlexiError
@@ -33,6 +34,7 @@ _UPLOADS = ("image_upload", "animated_image_upload", "video_upload", "audio_uplo
 _MOST_NESTED = 32
 _MOST_INSTANCES = 2_000  # two of each in the next, 32 deep, would be four thousand million
 _MOST_NODES = 100_000
+_MOST_UNFOLDED = 64 * 2**20  # characters of what is in all instances together; as much as of a file
 _MOST_CHOICES = 100  # of {one|another} in each other
 _MISSING = object()
 
@@ -53,33 +55,32 @@ class _Output:
 
 
 @dataclass(eq=False)
-class _Level:
-    """The workflow itself, or what is inside one instance of a subgraph.
+class _Content:
+    """What is in the workflow itself, in a subgraph (the same for all its instances), or in an instance of a group node.
 
     Args:
         nodes: by id.
         links: (origin's id, its output, target's id, its input) by link id.
-        prefix: of its nodes' ids in the API form.
         inputs: names of a subgraph's own inputs.
-        parent: the level that the instance is in.
-        instance: the node that it is the inside of.
-        promoted: values that the instance has for the subgraph's inputs, by their number.
-        told: values that stand outside for widgets of nodes in here, by node id and widget.
     """
 
     nodes: dict[str, Node]
     links: dict[Any, tuple[str, int, str, int]]
-    prefix: str = ""
     inputs: Sequence[str] = ()
-    parent: _Level | None = None
-    instance: Node | None = None
-    promoted: dict[int, Any] = field(default_factory=dict)
-    told: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _ends: dict[int, dict[int, list[Any]]] = field(default_factory=dict)
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The subgraph's own inputs by name; of those with one name the first."""
+        return {name: slot for slot, name in reversed([*enumerate(self.inputs)])}
+
+    @cached_property
+    def backed(self) -> list[int]:
+        """Those of the subgraph's own inputs that lead to a widget."""
+        return [slot for slot in range(len(self.inputs)) if any("widget" in entry for _, entry in self.into(slot))]
 
     def into(self, slot: int) -> Iterator[tuple[Node, Mapping[str, Any]]]:
         """Yield the nodes in here, with the inputs of theirs, that one of the subgraph's own inputs leads to."""
-        for link in self._at_end(_INPUT_SIDE).get(slot, ()):
+        for link in self._ends[_INPUT_SIDE].get(slot, ()):
             _, _, target, number = self.links[link]
             if target in self.nodes:
                 inputs = self.nodes[target].get("inputs") or []
@@ -88,16 +89,86 @@ class _Level:
 
     def out_of(self, slot: int) -> Any:
         """Return the link that leads to one of the subgraph's own outputs; None where there is none."""
-        return next(iter(self._at_end(_OUTPUT_SIDE).get(slot, ())), None)
+        return next(iter(self._ends[_OUTPUT_SIDE].get(slot, ())), None)
 
-    def _at_end(self, side: int) -> dict[int, list[Any]]:
-        """Return the links at one of the subgraph's own two ends, by the number of its input or output there."""
-        if side not in self._ends:
-            found = self._ends.setdefault(side, {})
-            for link, (origin, output, target, number) in self.links.items():
-                if str(side) == (origin if side == _INPUT_SIDE else target):
-                    found.setdefault(output if side == _INPUT_SIDE else number, []).append(link)
-        return self._ends[side]
+    @cached_property
+    def _ends(self) -> dict[int, dict[int, list[Any]]]:
+        """The links at each of the subgraph's own two ends, by the number of its input or output there."""
+        ends: dict[int, dict[int, list[Any]]] = {_INPUT_SIDE: {}, _OUTPUT_SIDE: {}}
+        for link, (origin, output, target, number) in self.links.items():
+            if origin == str(_INPUT_SIDE):
+                ends[_INPUT_SIDE].setdefault(output, []).append(link)
+            if target == str(_OUTPUT_SIDE):
+                ends[_OUTPUT_SIDE].setdefault(number, []).append(link)
+        return ends
+
+    def passed_by(self, name: str, slot: int) -> Any:
+        """Return the link whose content goes through a bypassed node to one of its outputs."""
+        if name not in self._bypasses:
+            self._bypasses[name] = _Bypass(self.nodes[name])
+        return self._bypasses[name].link(slot)
+
+    @cached_property
+    def _bypasses(self) -> dict[str, _Bypass]:
+        return {}
+
+
+class _Bypass:
+    """Which of a bypassed node's inputs goes on at which of its outputs: of the same place, type, or a fitting type."""
+
+    def __init__(self, node: Node) -> None:
+        self._inputs, self._outputs = node.get("inputs") or [], node["outputs"]
+        self._exact: dict[str, int] = {}
+        self._fitting: dict[str | None, int] = {}
+        for number, entry in enumerate(self._inputs):
+            self._exact.setdefault(repr(entry["type"]), number)
+            for part in _parts(entry["type"]):
+                self._fitting.setdefault(part, number)
+
+    def link(self, slot: int) -> Any:
+        """Return the link of the input that goes on at an output; None where there is none."""
+        wanted, inputs = self._outputs[slot]["type"], self._inputs
+        parts = _parts(wanted)
+        here = _parts(inputs[slot]["type"]) if slot < len(inputs) else set()
+        if here and (None in parts | here or parts & here):
+            return inputs[slot].get("link")
+        found = self._exact.get(repr(wanted))
+        if found is None and inputs:
+            fitting = range(1) if None in parts else (self._fitting[part] for part in {None, *parts} & self._fitting.keys())
+            found = min(fitting, default=None)
+        return None if found is None else inputs[found].get("link")
+
+
+@dataclass(eq=False)
+class _Level:
+    """The workflow itself, or what is inside one instance of a subgraph.
+
+    Args:
+        content: its nodes and links.
+        prefix: of its nodes' ids in the API form.
+        parent: the level that the instance is in.
+        instance: the node that it is the inside of.
+        promoted: values that the instance has for the subgraph's inputs, by their number.
+        told: values that stand outside for widgets of nodes in here, by node id and widget.
+        found: what outputs of nodes carry, by node id and number, as far as it was asked for.
+        outside: what the subgraph's own inputs carry, by number, likewise.
+        values: of the nodes in here, by id, likewise.
+    """
+
+    content: _Content
+    prefix: str = ""
+    parent: _Level | None = None
+    instance: Node | None = None
+    promoted: dict[int, Any] = field(default_factory=dict)
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+    found: dict[tuple[str, int], _Output | _Value | None] = field(default_factory=dict)
+    outside: dict[int, _Output | _Value | None] = field(default_factory=dict)
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def entries(self) -> dict[str, Mapping[str, Any]]:
+        """The instance's inputs by name; of those with one name the first."""
+        return {each["name"]: each for each in reversed(self.instance.get("inputs") or [])}
 
 
 def is_saved(data: Any) -> bool:
@@ -133,7 +204,10 @@ class _Converter:
         self._subgraphs = {each["id"]: each for each in definitions.get("subgraphs") or []}
         self._groups = (workflow.get("extra") or {}).get("groupNodes") or {}
         self._levels: dict[str, _Level] = {}  # by prefix
-        self._root = _Level(_by_id(workflow["nodes"]), _links(workflow.get("links") or []))
+        self._contents: dict[str, _Content] = {}  # by the subgraph's id
+        self._sizes: dict[str, int] = {}  # of subgraphs and group nodes, in characters
+        self._unfolded = self._node_count = 0
+        self._root = self._counted(_Level(_Content(_by_id(workflow["nodes"]), _links(workflow.get("links") or []))))
 
     def graph(self) -> dict[str, dict[str, Any]]:
         graph: dict[str, dict[str, Any]] = {}
@@ -142,16 +216,14 @@ class _Converter:
 
     def _add(self, level: _Level, graph: dict[str, dict[str, Any]]) -> None:
         """Add the nodes of a level, and of the levels inside of it, to the graph."""
-        for name, node in level.nodes.items():
+        for name, node in level.content.nodes.items():
             kind = node["type"]
             if node.get("mode") in (_MUTED, _BYPASSED) or kind in (_REROUTE, _PRIMITIVE, *_NOTES):
                 continue
             if self._is_instance(node):
                 self._add(self._inside(level, node), graph)
             else:
-                if len(graph) == _MOST_NODES:
-                    raise FlexiError(f"the workflow has more than {_MOST_NODES} nodes, those in subgraphs included")
-                inputs = self._values(level, node)
+                inputs = dict(self._values(level, node))
                 for widget in self._prompts(node):
                     if widget not in level.told.get(name, {}) and isinstance(inputs.get(widget), str):
                         inputs[widget] = first_of_each(inputs[widget])
@@ -169,48 +241,62 @@ class _Converter:
 
     def _source(self, level: _Level, link: Any) -> _Output | _Value | None:
         """Return what a link carries; None where nothing comes through."""
-        if link is None or link not in level.links:
-            return None
-        origin, slot, _, _ = level.links[link]
-        if origin == str(_INPUT_SIDE):
-            return self._outside(level, slot)
-        node = level.nodes.get(origin)
-        return None if node is None else self._made(level, node, slot)
+        content, passed, found = level.content, {}, None
+        while link is not None and link in content.links:
+            origin, slot, _, _ = content.links[link]
+            if origin == str(_INPUT_SIDE):
+                found = self._outside(level, slot)
+                break
+            output = origin, slot
+            if output in passed:
+                raise ValueError(f"its links go round in a ring, at node {origin}")
+            if output in level.found or origin not in content.nodes:
+                found = level.found.get(output)
+                break
+            passed[output] = True
+            node = content.nodes[origin]
+            if node.get("mode") == _BYPASSED:
+                link = content.passed_by(origin, slot)
+            elif node.get("mode") != _MUTED and node["type"] == _REROUTE:
+                link = node["inputs"][0].get("link")
+            else:
+                found = self._made(level, node, slot)
+                break
+        level.found.update(dict.fromkeys(passed, found))
+        return found
 
     def _made(self, level: _Level, node: Node, slot: int) -> _Output | _Value | None:
-        """Return what an output of a node carries."""
+        """Return what an output of a node carries that passes nothing on."""
         if node.get("mode") == _MUTED:
             return None
-        if node.get("mode") == _BYPASSED:
-            return self._source(level, _passed_by(node, slot))
-        if node["type"] == _REROUTE:
-            return self._source(level, node["inputs"][0].get("link"))
         if node["type"] == _PRIMITIVE:
             values = node.get("widgets_values") or []
             return _Value(values[0]) if values else None
         if self._is_instance(node):
             inside = self._inside(level, node)
-            return self._source(inside, inside.out_of(slot))
+            return self._source(inside, inside.content.out_of(slot))
         return _Output(f"{level.prefix}{node['id']}", slot)
 
     def _outside(self, level: _Level, slot: int) -> _Output | _Value | None:
         """Return what a subgraph's own input carries: a link from outside, else the instance's value, else the widget's own."""
-        entry = next((each for each in level.instance.get("inputs") or [] if each["name"] == level.inputs[slot]), {})
-        found = self._source(level.parent, entry.get("link"))
-        return found if found is not None else self._promoted(level, slot)
+        if slot not in level.outside:
+            entry = level.entries.get(level.content.inputs[slot], {})
+            found = self._source(level.parent, entry.get("link"))
+            level.outside[slot] = found if found is not None else self._promoted(level, slot)
+        return level.outside[slot]
 
     def _promoted(self, level: _Level, slot: int) -> _Value | None:
         """Return the value of a subgraph's own input; None where no widget is behind it."""
         if slot in level.promoted:
             return _Value(level.promoted[slot])
-        for node, entry in level.into(slot):
+        for node, entry in level.content.into(slot):
             if "widget" not in entry:
                 continue
             widget = entry["widget"]["name"]
             if not self._is_instance(node):
                 return _Value(self._values(level, node).get(widget))
             inside = self._inside(level, node)
-            return self._promoted(inside, inside.inputs.index(entry["name"]))
+            return self._promoted(inside, inside.content.numbers[entry["name"]])
         return None
 
     # Subgraphs and group nodes
@@ -225,37 +311,64 @@ class _Converter:
         if prefix not in self._levels:
             if len(self._levels) == _MOST_INSTANCES:
                 raise FlexiError(f"the workflow has more than {_MOST_INSTANCES} subgraphs in subgraphs; export its API form")
-            subgraph = self._subgraphs.get(node["type"])
-            make = self._inside_group if subgraph is None else self._inside_subgraph
-            self._levels[prefix] = make(level, node, prefix)
+            make = self._inside_subgraph if node["type"] in self._subgraphs else self._inside_group
+            self._unfolded += self._size(node["type"])
+            if self._unfolded > _MOST_UNFOLDED:
+                raise FlexiError(f"the workflow's subgraphs unfold to over {_MOST_UNFOLDED >> 20} MiB; export its API form")
+            self._levels[prefix] = self._counted(make(level, node, prefix))
         return self._levels[prefix]
 
+    def _counted(self, level: _Level) -> _Level:
+        """Return a level if its nodes, notes and muted ones too, are not more than are looked at."""
+        self._node_count += len(level.content.nodes)
+        if self._node_count > _MOST_NODES:
+            raise FlexiError(f"the workflow has more than {_MOST_NODES} nodes, those in subgraphs included")
+        return level
+
+    def _size(self, kind: str) -> int:
+        """Return how much a subgraph or a group node holds, in characters."""
+        if kind not in self._sizes:
+            held = self._subgraphs[kind] if kind in self._subgraphs else self._group(kind)
+            self._sizes[kind] = len(json.dumps(held, default=str))
+        return self._sizes[kind]
+
+    def _group(self, kind: str) -> Mapping[str, Any]:
+        return self._groups[kind.removeprefix(_prefix_of(kind))]
+
+    def _content(self, kind: str) -> _Content:
+        """Return what is in a subgraph."""
+        if kind not in self._contents:
+            subgraph = self._subgraphs[kind]
+            inputs = [each["name"] for each in subgraph.get("inputs") or []]
+            self._contents[kind] = _Content(_by_id(subgraph["nodes"]), _links(subgraph.get("links") or []), inputs)
+        return self._contents[kind]
+
     def _inside_subgraph(self, level: _Level, node: Node, prefix: str) -> _Level:
-        subgraph = self._subgraphs[node["type"]]
-        inputs = [each["name"] for each in subgraph.get("inputs") or []]
-        inside = _Level(_by_id(subgraph["nodes"]), _links(subgraph.get("links") or []), prefix, inputs, level, node)
+        inside = _Level(content := self._content(node["type"]), prefix, level, node)
         values = _sequence(node.get("widgets_values"))
         proxies = (node.get("properties") or {}).get("proxyWidgets")
+        shown: dict[str, list[str]] = {}  # ids of the nodes in here, by the widget of theirs
         if proxies is None:
-            backed = [slot for slot in range(len(inputs)) if any("widget" in entry for _, entry in inside.into(slot))]
-            inside.promoted.update(zip(backed, values, strict=False))
+            inside.promoted.update(zip(content.backed, values, strict=False))
         else:
             for (inner, widget, *_), value in zip(proxies, values, strict=False):
                 if str(inner) == "-1":  # one of the subgraph's own inputs
-                    inside.promoted[inputs.index(widget)] = value
+                    inside.promoted[content.numbers[widget]] = value
                 else:
                     inside.told.setdefault(str(inner), {})[widget] = value
+            for inner, widget, *_ in proxies:
+                if str(inner) != "-1":
+                    shown.setdefault(widget, []).append(str(inner))
         for widget, value in level.told.get(str(node["id"]), {}).items():
-            if widget in inputs:
-                inside.promoted[inputs.index(widget)] = value
-            for inner, own, *_ in proxies or ():
-                if own == widget and str(inner) != "-1":
-                    inside.told.setdefault(str(inner), {})[own] = value
+            if widget in content.numbers:
+                inside.promoted[content.numbers[widget]] = value
+            for inner in shown.get(widget, ()):
+                inside.told.setdefault(inner, {})[widget] = value
         return inside
 
     def _inside_group(self, level: _Level, node: Node, prefix: str) -> _Level:
         """Return the inside of a group node of old files, as if it were a subgraph's."""
-        group = self._groups[node["type"].removeprefix(_prefix_of(node["type"]))]
+        group = self._group(node["type"])
         # All its widgets' values stand in one row, those of the first node first.
         waiting = iter(_sequence(node.get("widgets_values")))
         nodes = {}
@@ -282,17 +395,23 @@ class _Converter:
         outputs = [each for each in outputs if each not in used or each in shown]
         for i, (name, slot) in enumerate(outputs):
             links["out", i] = name, slot, str(_OUTPUT_SIDE), i
+        for target in {target for _, _, target, _ in links.values()} & nodes.keys():
+            nodes[target]["inputs"] = [dict(entry) for entry in nodes[target]["inputs"]]
         for link, (_, _, target, slot) in links.items():
             if target in nodes:
-                inputs = [dict(entry) for entry in nodes[target]["inputs"]]
-                inputs[slot]["link"] = link
-                nodes[target]["inputs"] = inputs
-        return _Level(nodes, links, prefix, names, level, node)
+                nodes[target]["inputs"][slot]["link"] = link
+        return _Level(_Content(nodes, links, names), prefix, level, node)
 
     # Values
 
     def _values(self, level: _Level, node: Node) -> dict[str, Any]:
-        """Return a node's own values, by the names of its inputs."""
+        """Return a node's own values, by the names of its inputs; they are not to be written to."""
+        name = str(node["id"])
+        if name not in level.values:
+            level.values[name] = self._own_values(level, node)
+        return level.values[name]
+
+    def _own_values(self, level: _Level, node: Node) -> dict[str, Any]:
         definition = self._define(node["type"]) or {}
         saved = node.get("widgets_values")
         values: dict[str, Any] = {}
@@ -405,20 +524,9 @@ def _as_input(value: Any) -> Any:
     return {"__value__": value} if isinstance(value, list) else value
 
 
-def _passed_by(node: Node, slot: int) -> Any:
-    """Return the link whose content goes through a bypassed node to one of its outputs."""
-    wanted = node["outputs"][slot]["type"]
-    inputs = node.get("inputs") or []
-    same_place = [inputs[slot]] if slot < len(inputs) and _fits(inputs[slot]["type"], wanted) else []
-    exact = [each for each in inputs if each["type"] == wanted]
-    fitting = [each for each in inputs if _fits(each["type"], wanted)]
-    chosen = next(iter([*same_place, *exact, *fitting]), {})
-    return chosen.get("link")
-
-
-def _fits(a: Any, b: Any) -> bool:
-    """Return whether a link of one type may go where the other is; types may be several, separated by commas."""
-    return "*" in (a, b) or bool({*str(a).upper().split(",")} & {*str(b).upper().split(",")})
+def _parts(kind: Any) -> set[str | None]:
+    """Return the types that a link's type stands for, as it may be several, separated by commas; None for any."""
+    return {None} if kind == "*" else {*str(kind).upper().split(",")}
 
 
 def _by_id(nodes: Sequence[Node]) -> dict[str, Node]:

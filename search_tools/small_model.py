@@ -53,7 +53,7 @@ class SmallModelBackend(BatchedBackend):
                 raise FlexiError(f"the embedded runtime has no {name!r}; it has {', '.join(known)}")
         self.settings, self.model, self.features = settings, model, features
         self.sigmas = self.grid(settings.steps)
-        self._store = TeacherStore(settings, self.identity, store_folder)
+        self._store = TeacherStore(settings, self.identity, store_folder, model.latent_shape)
 
     @abstractmethod
     def prompts(self, seed: int, count: int) -> Sequence[Any] | None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,18 +60,22 @@ def cache_folder() -> Path:
 class TeacherStore:
     """Teacher samples on disk, one file for each sample range.
 
-    A file says what it is of, and holds a hash of its content: a copy under another name, with fewer rows, cut off, damaged,
-    or with numbers that are not finite is left alone, said in one line, and computed again.
+    A file says what it is of, and holds a hash of its content: a copy under another name, with fewer rows, of another shape,
+    cut off, damaged, or with numbers that are not finite is left alone, said in one line, and computed again.
 
     Args:
         identity: everything that decides the samples (model, settings, sigmas); hashed into the file's name.
         folder: made when something is stored.
+        shape: of one sample; None where it is not known before it is drawn.
     """
 
-    def __init__(self, settings: TeacherSettings, identity: dict, folder: Path | None = None) -> None:
+    def __init__(
+        self, settings: TeacherSettings, identity: dict, folder: Path | None = None, shape: Sequence[int] | None = None
+    ) -> None:
         text = json.dumps({**asdict(settings), **identity}, sort_keys=True)
         self._key = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._folder = folder or cache_folder()
+        self._shape = None if shape is None else tuple(shape)
 
     def get(self, seed: int, count: int) -> torch.Tensor | None:
         """Return stored latents [count, ...] of samples seed, seed + 1, ..., or None."""
@@ -101,13 +106,17 @@ class TeacherStore:
         if not path.is_file():
             raise ValueError("it is no file")
         with safe_open(path, "pt") as file:
+            shape = tuple(file.get_slice("latents").get_shape())
+            if shape[:1] != (count,) or self._shape not in (None, shape[1:]):
+                expected = count if self._shape is None else (count, *self._shape)
+                raise ValueError(f"it has samples of the shape {shape}; {expected} are expected")
             latents, said = file.get_tensor("latents"), file.metadata() or {}
         if said.get(_OF) != self._name(seed, count):
             raise ValueError("it is a copy of another file")
         if said.get(_CHECKSUM) != _checksum(latents):
             raise ValueError("its content is not what was stored")
-        if len(latents) != count or not latents.is_floating_point():
-            raise ValueError(f"it has {len(latents)} samples of {latents.dtype}; {count} are expected")
+        if not latents.is_floating_point():
+            raise ValueError(f"it has samples of {latents.dtype}; floating numbers are expected")
         if not latents.isfinite().all():
             raise ValueError("some of its numbers are not finite")
         return latents

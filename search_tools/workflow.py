@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ _HEARD = ("CONDITIONING", "GUIDER")  # types of the links that a prompt goes by 
 _MAX_BYTES = 64 * 2**20
 _LONGEST_TITLE = 100
 _MOST_OUTPUTS = 10_000
+_MOST_SHARING = 32  # sampling nodes in a run; videos of several experts have two or three
+_MOST_LISTED = 20  # nodes that a message names
 _MOST_NESTED = 100  # lists and objects in each other; the page's own files have about ten
 
 
@@ -100,12 +103,10 @@ def find_sampler(graph: Graph, node: str | None = None) -> str:
         before = {_before(graph, name) for name in found}
         found = [name for name in found if name not in before] or found
     if node is None and len(found) > 1:
-        listed = ", ".join(f"{name} ({_named(graph[name])})" for name in found)
-        raise FlexiError(f"the workflow has {len(found)} sampling nodes: {listed}; choose one with --node")
+        raise FlexiError(f"the workflow has {len(found)} sampling nodes: {_listed(graph, found)}; choose one with --node")
     if node is not None and node not in found:
         what = f"node {node} is a {graph[node]['class_type']}" if node in graph else f"there is no node {node}"
-        listed = ", ".join(f"{name} ({_named(graph[name])})" for name in found)
-        raise FlexiError(f"{what}; the workflow's sampling nodes are: {listed}")
+        raise FlexiError(f"{what}; the workflow's sampling nodes are: {_listed(graph, found)}")
     return found[0] if node is None else node
 
 
@@ -115,10 +116,12 @@ def find_run(graph: Graph, node: str) -> tuple[str, ...]:
     A node that adds no noise goes on with the run of the node that its latent comes from.
 
     Raises:
-        FlexiError: it goes on from something else than what a sampling node leaves.
+        FlexiError: it goes on from something else than what a sampling node leaves, or from too many of them.
     """
     run = [node]
     while (before := _before(graph, run[0])) is not None and before not in run:
+        if len(run) == _MOST_SHARING:
+            raise FlexiError(f"node {node} ends a run of over {_MOST_SHARING} sampling nodes; choose an earlier one, --node")
         run.insert(0, before)
     first = graph[run[0]]
     latent = first["inputs"].get("latent_image")
@@ -139,7 +142,8 @@ def begun(graph: Graph, name: str, run: Sequence[str]) -> Graph:
         return graph
     latent = graph[run[0]]["inputs"].get("latent_image")
     moved = {**graph, name: {**graph[name], "inputs": {**graph[name]["inputs"], "latent_image": latent}}}
-    if made := [other for other in run if other != name and other in upstream(moved, name)]:
+    before = upstream(moved, name)
+    if made := [other for other in run if other != name and other in before]:
         raise FlexiError(
             f"node {name} ({_named(graph[name])}) goes on with the run of node {made[0]} and has another input that is made of "
             f"what that node samples; each sample would need its own, search node {made[0]} alone with --node {made[0]}"
@@ -280,11 +284,15 @@ def with_paths(graph: Graph, options: Callable[[str, str], list]) -> Graph:
         options: what may be chosen for a node class and an input; empty where that is not a choice.
     """
 
+    @cache
+    def known(kind: str, key: str) -> set[str]:
+        return {each for each in options(kind, key) if isinstance(each, str)}
+
     def here(kind: str, key: str, value: Any) -> Any:
         if not isinstance(value, str) or not {"/", "\\"} & {*value}:
             return value
-        known = options(kind, key)
-        return next((each for each in (value, value.replace("\\", "/"), value.replace("/", "\\")) if each in known), value)
+        ways = (value, value.replace("\\", "/"), value.replace("/", "\\"))
+        return next((each for each in ways if each in known(kind, key)), value)
 
     return {
         name: {**node, "inputs": {key: here(node["class_type"], key, value) for key, value in node["inputs"].items()}}
@@ -400,6 +408,11 @@ def _title(node: Mapping[str, Any]) -> str:
     meta = node.get("_meta")
     title = meta.get("title") if isinstance(meta, Mapping) else None
     return shortened(title, _LONGEST_TITLE) if isinstance(title, str) else ""
+
+
+def _listed(graph: Graph, names: Sequence[str]) -> str:
+    named = [f"{name} ({_named(graph[name])})" for name in names[:_MOST_LISTED]]
+    return ", ".join(named) + (f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else "")
 
 
 def _named(node: Mapping[str, Any]) -> str:

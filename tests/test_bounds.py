@@ -58,6 +58,34 @@ def test_each_node_of_a_workflow_is_visited_a_few_times_however_it_is_linked(cou
     assert max(graph.visits.values()) <= 12
 
 
+def test_a_run_of_20_000_sampling_nodes_is_refused_before_all_are_visited():
+    nodes = {str(i): a_node("KSampler", latent_image=[str(i - 1), 0], add_noise="disable") for i in range(1, 20_000)}
+    graph = Counted({"0": a_node("KSampler", latent_image=["x", 0]), **nodes})
+    with pytest.raises(FlexiError, match="ends a run of over 32 sampling nodes"):
+        workflow.find_run(graph, "19999")
+    assert sum(graph.visits.values()) < 1_000
+
+
+def test_of_20_000_sampling_nodes_a_message_names_a_few():
+    graph = {str(i): a_node("KSampler", latent_image=["x", 0]) for i in range(20_000)}
+    for node in (None, "x"):
+        with pytest.raises(FlexiError, match="and 19980 more") as refused:
+            workflow.find_sampler(graph, node)
+        assert len(str(refused.value)) < 1_000
+
+
+def test_what_may_be_chosen_is_asked_for_once():
+    asked = Counter()
+
+    def options(kind, key):
+        asked[kind, key] += 1
+        return ["a/b", {"no": "text"}]
+
+    graph = {str(i): a_node("LoraLoader", name="a\\b") for i in range(1_000)}
+    assert all(node["inputs"] == {"name": "a/b"} for node in workflow.with_paths(graph, options).values())
+    assert set(asked.values()) == {1}
+
+
 def test_a_file_of_20_000_nodes_is_read_and_reduced(tmp_path):
     file = tmp_path / "w.json"
     file.write_text(json.dumps(loras(20_000)))
@@ -84,6 +112,134 @@ def test_subgraphs_that_hold_two_of_the_next_are_refused():
     subgraphs = [{"id": f"s{i}", "nodes": inside(i)} for i in range(31)]
     with pytest.raises(FlexiError, match="more than 2000 subgraphs in subgraphs"):
         to_api({"nodes": [{"id": 1, "type": "s0"}], "definitions": {"subgraphs": subgraphs}}, lambda kind: {})
+
+
+class Looked(dict):
+    """A part of a file that counts how often something of any such part is looked at."""
+
+    count = 0
+
+    def __getitem__(self, name):
+        Looked.count += 1
+        return super().__getitem__(name)
+
+    def get(self, name, default=None):
+        Looked.count += 1
+        return super().get(name, default)
+
+    def keys(self):
+        Looked.count += len(self)
+        return super().keys()
+
+    def __iter__(self):
+        Looked.count += len(self)
+        return super().__iter__()
+
+
+def looked(value):
+    if isinstance(value, dict):
+        return Looked({name: looked(each) for name, each in value.items()})
+    return [looked(each) for each in value] if isinstance(value, list) else value
+
+
+def a_saved(number, kind="T", links=(), **more):
+    inputs = [{"name": f"x{i}", "type": "*", "link": link} for i, link in enumerate(links)]
+    return {"id": number, "type": kind, "inputs": inputs, "outputs": [{"type": "*"}], **more}
+
+
+def in_a_subgraph(outer, inside, links, inputs, outer_links=()):
+    subgraph = {"id": "s", "nodes": inside, "links": links, "inputs": [{"name": f"x{i}"} for i in range(inputs)]}
+    return {"nodes": outer, "links": list(outer_links), "definitions": {"subgraphs": [subgraph]}}
+
+
+def saved_chain(n, kind="T", mode=0):
+    nodes = [a_saved(0), *(a_saved(i, kind, [i], mode=mode) for i in range(1, n)), a_saved(n, "T", [n])]
+    return {"nodes": nodes, "links": [[i, i - 1, 0, i, 0, "*"] for i in range(1, n + 1)]}
+
+
+def many_ends_of_a_chain(n, kind, mode):
+    chain = saved_chain(n, kind, mode)
+    ends = [a_saved(n + i, "T", [n + i]) for i in range(1, n)]
+    return {"nodes": chain["nodes"] + ends, "links": chain["links"] + [[n + i, n - 1, 0, n + i, 0, "*"] for i in range(1, n)]}
+
+
+def a_fan(n):
+    nodes = [*(a_saved(i) for i in range(n)), a_saved(n, "T", range(n))]
+    return {"nodes": nodes, "links": [[i, i, 0, n, i, "*"] for i in range(n)]}
+
+
+def a_bypassed_fan(n):
+    wide = a_saved(n, "T", range(n), mode=4) | {"outputs": [{"type": f"t{i}"} for i in range(n)]}
+    fan = a_fan(n)["nodes"][:n]
+    ends = [a_saved(n + 1 + i, "T", [n + i]) for i in range(n)]
+    links = [[i, i, 0, n, i, "*"] for i in range(n)] + [[n + i, n, i, n + 1 + i, 0, "*"] for i in range(n)]
+    wide["inputs"] = [each | {"type": f"t{n - 1 - i}"} for i, each in enumerate(wide["inputs"])]
+    return {"nodes": [*fan, wide, *ends], "links": links}
+
+
+def a_fan_into_a_subgraph(n):
+    outer = [*(a_saved(i) for i in range(n)), a_saved(n, "s", range(n))]
+    inside = [a_saved(i, "T", [i]) for i in range(n)]
+    outer_links = [[i, i, 0, n, i, "*"] for i in range(n)]
+    return in_a_subgraph(outer, inside, [[i, -10, i, i, 0, "*"] for i in range(n)], n, outer_links)
+
+
+def promoted_widgets(n):
+    wide = a_saved(0, f"W{n}", range(n)) | {"widgets_values": [*range(n)]}
+    wide["inputs"] = [each | {"widget": {"name": f"w{i}"}} for i, each in enumerate(wide["inputs"])]
+    return in_a_subgraph([a_saved(0, "s")], [wide], [[i, -10, i, 0, i, "*"] for i in range(n)], n)
+
+
+def a_fan_in_a_group(n):
+    nodes = [*(a_saved(i) for i in range(n)), a_saved(n, "T", range(n))]
+    group = {"nodes": nodes, "links": [[i, 0, n, i, "*"] for i in range(n)], "external": []}
+    return {"nodes": [a_saved(1, "workflow>g")], "links": [], "extra": {"groupNodes": {"g": group}}}
+
+
+def subgraphs_in_subgraphs(n):
+    inside = lambda i: [*(a_saved(k) for k in range(n // 10)), a_saved(n, f"s{i + 1}" if i < 9 else "T", [0])]  # noqa: E731
+    links = [[0, -10, 0, n, 0, "*"], [1, n, 0, -20, 0, "*"]]
+    subgraphs = [{"id": f"s{i}", "nodes": inside(i), "links": links, "inputs": [{"name": "x0"}]} for i in range(10)]
+    ends = [a_saved(2 + i, "T", [2]) for i in range(n)]
+    nodes = [a_saved(0), a_saved(1, "s0", [0]), *ends]
+    return {"nodes": nodes, "links": [[0, 0, 0, 1, 0, "*"], [2, 1, 0, 2, 0, "*"]], "definitions": {"subgraphs": subgraphs}}
+
+
+SAVED = {
+    "chain": saved_chain,
+    "reroutes": lambda n: saved_chain(n, "Reroute"),
+    "bypassed": lambda n: saved_chain(n, "T", 4),
+    "ends of reroutes": lambda n: many_ends_of_a_chain(n, "Reroute", 0),
+    "ends of bypassed": lambda n: many_ends_of_a_chain(n, "T", 4),
+    "fan": a_fan,
+    "bypassed fan": a_bypassed_fan,
+    "fan into a subgraph": a_fan_into_a_subgraph,
+    "promoted widgets": promoted_widgets,
+    "fan in a group node": a_fan_in_a_group,
+    "subgraphs in subgraphs": subgraphs_in_subgraphs,
+}
+
+
+@pytest.mark.parametrize("form", SAVED)
+def test_what_is_looked_at_in_a_saved_workflow_grows_as_it_does(form):
+    def looks(n):
+        wide = looked({"input": {"required": {f"w{i}": ["INT", {}] for i in range(n)}}})
+        saved = looked(SAVED[form](n))
+        Looked.count = 0
+        assert to_api(saved, lambda kind: wide if kind == f"W{n}" else {})
+        return Looked.count
+
+    assert looks(400) < 2.2 * looks(200)
+
+
+def test_nodes_and_values_of_all_instances_together_are_bounded():
+    instances = [a_saved(i, "s") for i in range(2_000)]
+    notes = [{"id": i, "type": "Note"} for i in range(100)]
+    with pytest.raises(FlexiError, match="more than 100000 nodes, those in subgraphs included"):
+        to_api(in_a_subgraph(instances, notes, [], 0), lambda kind: {})
+    long = [{"id": 1, "type": "T", "widgets_values": ["{a|b}" * 10_000]}]
+    with pytest.raises(FlexiError, match="unfold to over 64 MiB"):
+        to_api(in_a_subgraph(instances, long, [], 0), lambda kind: {})
 
 
 @pytest.mark.parametrize("mode", [0, 4])

@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from flexi_core import FlexiError
 from flexi_core.demo.unet_config import unet_arguments
+from flexi_core.demo.unet_file import FileModel
 from flexi_core.tensor_files import save_tensors
 from search_tools import console, workflow
 from search_tools.cli import app
+from search_tools.embedded import EmbeddedBackend
 from search_tools.settings import SearchSettings
 from search_tools.storage import open_storage, shown
 from search_tools.teacher import TeacherSettings, TeacherStore, _checksum
@@ -25,7 +27,7 @@ CONFIG = {"in_channels": 3, "out_channels": 3, "model_channels": 32, "num_res_bl
 
 @pytest.fixture
 def store(tmp_path):
-    return TeacherStore(TeacherSettings(), {"model": "m"}, tmp_path)
+    return TeacherStore(TeacherSettings(), {"model": "m"}, tmp_path, (4,))
 
 
 @pytest.fixture
@@ -65,14 +67,23 @@ def forged(file, latents):
 @pytest.mark.parametrize(
     ("latents", "words"),
     [
-        (LATENTS * float("nan"), "not finite"), (LATENTS[:2].clone(), "2 samples"), (LATENTS.int(), "torch.int32"),
-        (torch.tensor([1.0, float("inf"), 2.0]), "not finite"),
+        (LATENTS * float("nan"), "not finite"), (LATENTS[:2].clone(), "shape (2, 4)"), (LATENTS.int(), "torch.int32"),
+        (LATENTS * float("inf"), "not finite"), (LATENTS[:, :3].clone(), "(3, 4) are expected"),
+        (LATENTS[:, :1].clone(), "shape (3, 1)"), (torch.zeros(3, 0), "shape (3, 0)"), (LATENTS[:, None], "shape (3, 1, 4)"),
     ],
 )  # fmt: skip
 def test_samples_that_cannot_be_the_teachers_are_dropped_with_one_line(store, tmp_path, caplog, latents, words):
     forged(stored(store, tmp_path), latents)
     assert store.get(0, 2) is None
     assert words in caplog.text and len(caplog.records) == 1
+
+
+def test_a_forged_teacher_of_another_shape_is_computed_again(tmp_path, caplog):
+    drawn = EmbeddedBackend(TeacherSettings(steps=2), tmp_path).teacher(0, 2)
+    (file,) = tmp_path.glob("*.safetensors")
+    forged(file, torch.zeros(2, 3, 1, 1))
+    assert torch.equal(EmbeddedBackend(TeacherSettings(steps=2), tmp_path).teacher(0, 2), drawn)
+    assert len(caplog.records) == 1 and "(2, 3, 32, 32) are expected" in caplog.text
 
 
 @pytest.mark.parametrize("change", ["renamed", "cut", "empty", "other tensor", "no metadata", "folder", "text"])
@@ -120,6 +131,20 @@ def test_names_that_are_no_counts_are_passed_over(store, tmp_path, caplog):
 def test_an_absurd_configuration_is_refused_before_anything_is_made_of_it(change):
     with pytest.raises(FlexiError, match="unet_config has"):
         unet_arguments(CONFIG | change)
+
+
+def test_no_tensor_is_read_of_a_unet_file_that_is_refused_for_its_header(tmp_path):
+    size = 7 * 2**30  # of a file with a hole in it, which takes no room on most disks
+    said = {"unet_config": json.dumps(CONFIG), "prediction": "eps", "beta_schedule": "linear 0.001 0.012"}
+    header = {"__metadata__": said, "a": {"dtype": "F16", "shape": [size // 2], "data_offsets": [0, size]}}
+    text = json.dumps(header).encode()
+    with open(tmp_path / "u.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FlexiError, match="it has a, which its unet_config does not"):
+        FileModel.load(tmp_path / "u.safetensors")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
 # One line

@@ -1,6 +1,7 @@
 """Files and texts that nobody would write: each is read, or refused in one short line; nothing else ever comes of them.
 
-One seed, so that a run finds what the last one found. `FLEXI_FUZZ` is how many of each are tried.
+One seed, so that a run finds what the last one found. `FLEXI_FUZZ` is how many of each are tried: 10,000 of each take 330
+seconds of one core.
 """
 
 import json
@@ -23,7 +24,7 @@ from search_tools.saved_workflow import first_of_each, to_api  # noqa: E402
 from search_tools.settings import SearchSettings  # noqa: E402
 from search_tools.storage import shown  # noqa: E402
 
-EACH = int(os.environ.get("FLEXI_FUZZ", "200"))
+EACH = int(os.environ.get("FLEXI_FUZZ", "1800"))
 HEAD = {"format": "flexiffusion-schedule", "version": 1, "schedule": "FX|FXX"}
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

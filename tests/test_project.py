@@ -45,6 +45,21 @@ def test_every_package_that_we_ask_for_is_pinned():
     assert pins["torch"] == "torch==2.13.0"
 
 
+def test_every_package_that_we_ask_for_has_a_lower_bound_that_its_pin_meets():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    part = text[text.index("dependencies = [") : text.index("[project.scripts]")]
+    asked, pins = re.findall(r'"([a-z][\w-]*)(?:\[\w+\])?([^"]*)"', part), names("constraints.txt")
+    assert len(asked) > 20
+    for name, bound in asked:
+        assert re.fullmatch(r">=\d+(\.\d+)*", bound), name
+        pinned = pins[normal(name)].split(";")[0].split("==")[1].strip()
+        assert numbers(pinned) >= numbers(bound.removeprefix(">=")), name
+
+
+def numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
 def test_an_installed_core_has_its_weights():
     files = {path.as_posix() for path in Path(flexi_core.__file__).parent.rglob("*.safetensors")}
     assert {Path(file).name for file in files} >= {"unet.safetensors", "classifier.safetensors"}

@@ -62,23 +62,22 @@ class FileModel(SmallModel):
         Raises:
             FlexiError: the file cannot be read, or is not in the format.
         """
-        metadata, stored = _read(path)
-        weights = {name: value.float() for name, value in stored.items()}
-        if spoiled := [name for name, value in weights.items() if not value.isfinite().all()]:
-            raise FlexiError(f"{path}: {_named(spoiled)}: some numbers are not finite; the file is damaged")
+        metadata, shapes = _described(path)
         try:
             arguments = unet_arguments(config := _config(metadata["unet_config"]))
             if metadata["prediction"] not in PREDICTIONS:
                 raise FlexiError(f"the prediction is {metadata['prediction']!r}; known: {', '.join(PREDICTIONS)}")
             sigmas = training_sigmas(metadata["beta_schedule"])
-            table = weights.pop(CLASS_TABLE, None)
+            table_shape = shapes.pop(CLASS_TABLE, None)
             with torch.device("meta"):
                 unet = UNet(**arguments)
-            _check_weights(unet, weights)
-            _check_conditioning(unet, table, arguments["context_dim"])
+            _check_weights(unet, shapes)
+            _check_conditioning(unet, table_shape, arguments["context_dim"])
             height, width = _size(size, metadata, config)
+            weights, precision = _weights(path)
         except FlexiError as error:
             raise FlexiError(f"{path}: {error}") from error
+        table = weights.pop(CLASS_TABLE, None)
         unet.load_state_dict(weights, assign=True)
         return cls(
             unet.eval().requires_grad_(False),
@@ -88,7 +87,7 @@ class FileModel(SmallModel):
             table,
             path,
             metadata["beta_schedule"],
-            str(stored["input_blocks.0.0.weight"].dtype).removeprefix("torch."),
+            precision,
         )
 
     @property
@@ -117,7 +116,8 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def _described(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """Return a file's metadata and the shapes of its tensors, of which none is read."""
     if not path.is_file():
         raise FlexiError(f"{path}: there is no such file; give a U-Net's safetensors file")
     if (size := path.stat().st_size) > _MOST_BYTES:
@@ -125,16 +125,34 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict: it cannot be iterated)
+            shapes = {_plain(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (OSError, SafetensorError) as error:
         raise FlexiError(
             f"{path}: not a safetensors file ({error}); a pickled checkpoint (.pt, .ckpt) is not opened, save it as safetensors"
         ) from error
     if missing := [name for name in _METADATA if name not in metadata]:
         raise FlexiError(f"{path}: its metadata lack {', '.join(missing)}; docs/unet-file.md shows how to write them")
+    return metadata, shapes
+
+
+def _weights(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """Return the tensors of a file in float32, and what they were stored in."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = {_plain(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    except (OSError, SafetensorError) as error:
+        raise FlexiError(f"its tensors cannot be read ({error})") from error
+    weights = {name: value.float() for name, value in stored.items()}
+    if spoiled := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise FlexiError(f"{_named(spoiled)}: some numbers are not finite; the file is damaged")
+    return weights, str(stored["input_blocks.0.0.weight"].dtype).removeprefix("torch.")
+
+
+def _plain(name: str) -> str:
+    """Return a tensor's name without what the host's checkpoints put before it."""
     for prefix in _PREFIXES:
-        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return metadata, weights
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _config(text: str) -> dict[str, Any]:
@@ -149,24 +167,24 @@ def _config(text: str) -> dict[str, Any]:
     return config
 
 
-def _check_weights(unet: UNet, weights: Mapping[str, torch.Tensor]) -> None:
-    """Refuse weights whose names or shapes are not the network's."""
+def _check_weights(unet: UNet, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse tensors whose names or shapes are not the network's."""
     wanted = unet.state_dict()
-    missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    missing, unknown = sorted(wanted.keys() - shapes.keys()), sorted(shapes.keys() - wanted.keys())
     faults = [f"it lacks {_named(missing)}"] if missing else []
     faults += [f"it has {_named(unknown)}, which its unet_config does not"] if unknown else []
     if faults:
         raise FlexiError(f"the tensors are not those of the host's UNetModel: {'; '.join(faults)}")
-    for name, value in weights.items():
-        if value.shape != wanted[name].shape:
-            raise FlexiError(f"{name} has shape {tuple(value.shape)}; its unet_config asks for {tuple(wanted[name].shape)}")
+    for name, shape in shapes.items():
+        if shape != wanted[name].shape:
+            raise FlexiError(f"{name} has shape {shape}; its unet_config asks for {tuple(wanted[name].shape)}")
 
 
 def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
-def _check_conditioning(unet: UNet, table: torch.Tensor | None, context_dim: int | None) -> None:
+def _check_conditioning(unet: UNet, table: tuple[int, ...] | None, context_dim: int | None) -> None:
     """Refuse a class table that the network cannot take, and a network that needs one that is not there."""
     transformers = [
         layer for layer in unet.modules() if isinstance(layer, SpatialTransformer) and len(layer.transformer_blocks)
@@ -178,10 +196,8 @@ def _check_conditioning(unet: UNet, table: torch.Tensor | None, context_dim: int
         return
     if not transformers:
         raise FlexiError(f"it has {CLASS_TABLE} and no transformer that takes its tokens; leave the table out")
-    if table.ndim != 2 or len(table) < 2 or table.shape[1] != context_dim:
-        raise FlexiError(
-            f"{CLASS_TABLE} has shape {tuple(table.shape)}; expected (classes + 1, {context_dim}), the last row uncond"
-        )
+    if len(table) != 2 or table[0] < 2 or table[1] != context_dim:
+        raise FlexiError(f"{CLASS_TABLE} has shape {table}; expected (classes + 1, {context_dim}), the last row uncond")
 
 
 def _size(asked: Sequence[int] | None, metadata: Mapping[str, str], config: Mapping[str, Any]) -> tuple[int, int]:
