@@ -219,7 +219,7 @@ def test_noise_levels_at_the_bounds_are_taken_and_beyond_them_refused():
     for level in (SMALLEST_LEVEL, 1.0, 1e18):
         assert Schedule(segments, sigmas=(level, 0.0)).sigmas == (level, 0.0)
     for level in (0.99 * SMALLEST_LEVEL, 1.01e18):
-        with pytest.raises(ScheduleError, match="a level is 0, or 1e-06 to 1e[+]18"):
+        with pytest.raises(ScheduleError, match=r"a level is 0, or 1e-06 to 1e\+18"):
             Schedule(segments, sigmas=(level, 0.0))
 
 
