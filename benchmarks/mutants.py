@@ -98,15 +98,20 @@ def mutants(tree: ast.Module) -> list[Mutant]:
         old = _get(parent, where)
         for new in _instead(old):
             shown = parent if isinstance(old, ast.Constant) else old
-            before = ast.unparse(shown)
+            before = _text(shown)
             _put(parent, where, new)
-            after = ast.unparse(parent if shown is parent else new)
+            after = _text(parent if shown is parent else new)
             _put(parent, where, old)
             name = " ".join(f"{scope}: {before} -> {'' if after == 'pass' else after}".split())
             names[name] += 1
             name += f" #{names[name]}" if names[name] > 1 else ""
             found.append(Mutant(name, old.lineno, _header(statement) if inside else None, partial(_put, parent, where, new)))
     return found
+
+
+def _text(node: ast.AST) -> str:
+    """Return the source of a node; of a statement with a condition, of that alone."""
+    return ast.unparse(node.test if isinstance(node, ast.If | ast.While) else node)
 
 
 def _places(node: ast.AST, statement: ast.stmt | None = None, scope: str = "", inside: bool = False) -> Iterator[tuple]:
