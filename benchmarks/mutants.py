@@ -425,6 +425,7 @@ def main(
 ) -> None:
     """Try mutants, and write the table."""
     os.chdir(ROOT)
+    os.environ["OMP_NUM_THREADS"] = "1"  # threads would not survive a fork
     if unknown := set(only or ()) - set(MODULES):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}; modules: {', '.join(MODULES)}")
     for module in only or MODULES:

@@ -1,5 +1,8 @@
 """Whose deep feature a partial step takes, and that every miss is a full step with its reason."""
 
+import math
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
 from torch import nn
@@ -345,3 +348,53 @@ def test_older_features_give_way_to_a_new_one_under_a_limit():
         cache.store(["cond"], {"deep": torch.full((1, 1), float(segment))}, segment, 2, float(segment), older=1)
         recalled, reason = cache.recall(["cond"], segment, 2, torch.device("cpu"), segment + 0.5, order=1)
         assert reason == "" and recalled["deep"].item() == segment
+
+
+def mebibytes(count: int) -> dict:
+    return {"deep": torch.zeros(1, count << 20, dtype=torch.uint8), "ended": None}
+
+
+def test_a_feature_that_just_fills_the_limit_is_kept_and_one_beyond_it_is_told_in_mebibytes():
+    cache, cpu = FeatureCache(CachePolicy(limit_bytes=3 << 20)), torch.device("cpu")
+    cache.store(["one"], mebibytes(3), 0, 2)
+    assert cache.held_bytes == cache.most_bytes == 3 << 20
+    cache.store(["one"], mebibytes(2), 0, 2)
+    cache.store(["other"], mebibytes(2), 0, 2)
+    assert cache.held_bytes == 2 << 20 and cache.most_bytes == 3 << 20 and len(cache) == 1
+    _, reason = cache.recall(["one", "other"], 0, 2, cpu)
+    assert "(2 MiB beside 2 MiB kept) does not fit into the cache limit of 3 MiB" in reason
+
+
+def test_a_forecast_from_features_of_another_size_is_held():
+    cache = FeatureCache(CachePolicy())
+    for segment, size in enumerate((2, 2, 3)):
+        cache.store(["cond"], {"deep": torch.full((1, size), float(segment))}, segment, 2, float(segment), older=2)
+    recalled, _ = cache.recall(["cond"], 2, 2, torch.device("cpu"), 3.0, order=2)
+    assert torch.equal(recalled["deep"], torch.full((1, 3), 2.0))
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says where it is brought to, in place of a device's."""
+
+    brought: list[str]
+
+    def to(self, place: str) -> torch.Tensor:
+        self.brought.append(place)
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    ("place", "free", "brought"),
+    [("auto", 16, []), ("auto", 15, ["cpu"]), ("gpu", 0, []), ("ram", math.inf, ["cpu"]), ("auto", math.inf, [])],
+)
+def test_a_feature_is_kept_in_ram_where_that_is_asked_or_it_takes_more_than_a_quarter_of_what_is_free(place, free, brought):
+    cache = FeatureCache(CachePolicy(place=place, free_bytes=lambda device: free))
+    feature = torch.zeros(1, 4, dtype=torch.uint8).as_subclass(Elsewhere)
+    feature.brought = []
+    cache.store(["cond"], {"deep": feature, "ended": None}, 0, 2)
+    assert feature.brought == brought and cache.held_bytes == 4
+
+
+def test_a_cache_policy_is_a_value():
+    with pytest.raises(FrozenInstanceError):
+        CachePolicy().place = "ram"

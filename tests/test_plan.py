@@ -195,7 +195,8 @@ def test_a_removed_step_is_never_the_one_that_runs():
 @pytest.mark.parametrize("text", ["FFFF", "FNFX", "FNNN", "FXXX"])
 def test_places_are_in_steps_of_the_whole_run_removed_ones_too(text):
     plan = make_plan(Schedule.parse(text), [8.0, 4.0, 2.0, 1.0, 0.0])
-    assert [plan.place(sigma) for sigma in (8.0, 4.0, 2.0, 1.0, 0.0)] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    for factor in (1.0, 1 + 5e-5, 1 - 5e-5):
+        assert [plan.place(factor * sigma) for sigma in (8.0, 4.0, 2.0, 1.0, 0.0)] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert [plan.place(sigma) for sigma in (6.0, 3.0, 1.5, 0.25)] == pytest.approx([0.5, 1.5, 2.5, 3.75])
 
 
