@@ -9,8 +9,8 @@ already imported is forked, an import hook gives it the changed module, and pyte
 the fastest first, to the first that fails; one that takes far too long counts as failed. Tests that start processes of their
 own are left out, for these would import the module as it is. What each test reaches is traced once for each module.
 
-Verdicts are kept in docs/results/mutants.jsonl and hold while the module and its tests stay as they are; an interrupted run
-goes on. Mutants that change nothing anyone could see are listed by hand, with the reason, in equivalent_mutants.json. The
+Verdicts are kept in docs/results/mutants.jsonl, and an interrupted run goes on. One that was refused stays so while the module
+and the test that refused it do; a survivor is tried again when any of its tests has changed. Mutants that change nothing anyone could see are listed by hand, with the reason, in equivalent_mutants.json. The
 table is written to docs/results/mutants.md.
 """
 
@@ -33,7 +33,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from multiprocessing.connection import Connection, wait
@@ -50,15 +50,15 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 MODULES = {
     "flexi_core/schedule.py": "grammar schedule_file plan guard",
     "flexi_core/grammar.py": "grammar bounds fuzz",
-    "flexi_core/plan.py": "plan guard guidance run basis sampler words cache",
-    "flexi_core/run.py": "run cache guidance guard basis replay graphs run_report unet_steps transformer_steps sampler",
+    "flexi_core/plan.py": "plan guard guidance run basis words cache",
+    "flexi_core/run.py": "run cache guidance guard basis replay run_report unet_steps transformer_steps",
     "flexi_core/cache.py": "cache unet_steps transformer_steps",
-    "search_tools/study.py": "study search hostile storage moving",
-    "search_tools/storage.py": "storage damaged study hostile fuzz",
+    "search_tools/study.py": "search study moving",
+    "search_tools/storage.py": "storage damaged fuzz",
 }
 IN_OTHER_PROCESSES = "ten_kills or two_workers or second_search"
 QUICK = ["-x", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({IN_OTHER_PROCESSES})"]
-SECONDS, TIMES = 8.0, 10.0  # what a test may take: so long, and so many times what it took when traced
+SECONDS, TIMES = 8.0, 3.0  # what a test may take: so long, and so many times what it took when traced
 MOST_BYTES = 8 << 30  # of memory that one mutant may fill
 SURVIVED, TIMEOUT, IMPORT = "", "a time limit", "its import"
 
@@ -313,8 +313,12 @@ class Fork:
 
 
 def verdicts(module: str) -> dict[str, str]:
-    """Return what refused each mutant of a module, of those tried with the module and its tests as they are."""
-    return {line["mutant"]: line["by"] for line in _lines() if line["module"] == module and line["of"] == _digest(module)}
+    """Return what refused each mutant of a module, of those tried whose verdict still holds."""
+    return {line["mutant"]: line["by"] for line in _lines() if line["module"] == module and _holds(line)}
+
+
+def _holds(line: dict) -> bool:
+    return line["of"] == _digest(line["module"], line["by"])
 
 
 def _lines() -> list[dict]:
@@ -325,10 +329,17 @@ def _tests_of(module: str) -> list[str]:
     return [f"tests/test_{name}.py" for name in MODULES[module].split()]
 
 
-def _digest(module: str) -> str:
-    """Return what tells a module and its tests from others."""
-    files = [module, "tests/conftest.py", *_tests_of(module)]
-    return hashlib.sha256(b"\0".join((ROOT / file).read_bytes() for file in files)).hexdigest()[:8]
+@cache
+def _digest(module: str, by: str) -> str:
+    """Return what tells apart on what a verdict rests: the module, and the test that refused; of a survivor, every test."""
+    parts = [(ROOT / module).read_bytes()]
+    if by == SURVIVED:
+        parts += [(ROOT / file).read_bytes() for file in ("tests/conftest.py", *_tests_of(module))]
+    elif "::" in by:
+        file, name = by.split("[")[0].split("::")
+        tests = ast.parse((ROOT / file).read_bytes()).body
+        parts += [ast.dump(test).encode() for test in tests if getattr(test, "name", "") == name]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
 
 
 def _equivalent(module: str) -> dict[str, str]:
@@ -340,7 +351,7 @@ def attempt(module: str, sample: int, seed: int, workers: int) -> None:
     tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
     wanted = mutants(tree)
     random.Random(f"{seed} {module}").shuffle(wanted)
-    digest, known = _digest(module), verdicts(module)
+    known = verdicts(module)
     wanted = [mutant for mutant in wanted[: sample or None] if mutant.name not in {*known, *_equivalent(module)}]
     if not wanted:
         return
@@ -364,19 +375,19 @@ def attempt(module: str, sample: int, seed: int, workers: int) -> None:
                 fork = Fork(_trial, module, tree, mutant, {test: seconds[test] for test in reached})
                 running[fork.answers] = mutant, fork
             else:
-                _note(module, digest, mutant, SURVIVED)
+                _note(module, mutant, SURVIVED)
         for done in wait(list(running)):
             mutant, fork = running.pop(done)
-            _note(module, digest, mutant, fork.result(TIMEOUT))
+            _note(module, mutant, fork.result(TIMEOUT))
 
 
 def _reaches(mutant: Mutant, lines: set[int]) -> bool:
     return bool(lines) if mutant.reach is None else not lines.isdisjoint(mutant.reach)
 
 
-def _note(module: str, digest: str, mutant: Mutant, by: str) -> None:
+def _note(module: str, mutant: Mutant, by: str) -> None:
     with VERDICTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"module": module, "of": digest, "mutant": mutant.name, "by": by}) + "\n")
+        file.write(json.dumps({"module": module, "of": _digest(module, by), "mutant": mutant.name, "by": by}) + "\n")
     typer.echo(f"{module}:{mutant.line} {mutant.name}: {f'refused by {by}' if by else 'SURVIVED'}", err=True)
 
 
@@ -430,8 +441,7 @@ def main(
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}; modules: {', '.join(MODULES)}")
     for module in only or MODULES:
         attempt(module, sample, seed, workers)
-    held = {module: _digest(module) for module in MODULES}
-    last = {(line["module"], line["mutant"]): line for line in _lines() if line["of"] == held.get(line["module"])}
+    last = {(line["module"], line["mutant"]): line for line in _lines() if line["module"] in MODULES and _holds(line)}
     VERDICTS.write_text("".join(json.dumps(line) + "\n" for line in last.values()), encoding="utf-8")
     options = "".join(f" --{name} {value}" for name, value in (("sample", sample), ("seed", seed)) if value)
     PAGE.write_text(page(f"python benchmarks/mutants.py{options}"), encoding="utf-8")

@@ -41,6 +41,26 @@ def test_a_partial_step_reuses_its_segments_feature(unet, make_call):
     assert run.cache.most_bytes > 0
 
 
+def test_a_step_counts_as_what_it_really_was(unet, make_call):
+    run = start("FPPX@2")
+    for step, call in enumerate((make_call(), make_call(), make_call(size=8), make_call(size=8))):
+        ask(run, unet, call, step)
+    ask(run, unet, make_call(), 3)
+    kinds = [{kind.value: count for kind, count in record.kinds.items()} for record in run.records]
+    assert kinds == [{"F": 1}, {"P": 1}, {"F": 1}, {"X": 1, "F": 1}]
+
+
+def test_the_first_full_call_is_kept_without_its_data_for_counting(unet, make_call):
+    run = start("FP@2", count_options={"counted": True})
+    ask(run, unet, make_call(), 0)
+    first = run.first_call
+    network, call = first
+    assert network is unet and call.x.is_meta and call.x.shape == make_call().x.shape
+    assert call.options == {"counted": True, "cond_or_uncond": [1, 0]}
+    ask(run, unet, make_call(size=8), 0)
+    assert run.first_call is first
+
+
 def test_cond_and_uncond_never_share_a_cache_entry(unet, make_call):
     run = start("FP@2")
     ask(run, unet, make_call(slots=(1, 0)), 0)
