@@ -10,8 +10,9 @@ the fastest first, to the first that fails; one that takes far too long counts a
 own are left out, for these would import the module as it is. What each test reaches is traced once for each module.
 
 Verdicts are kept in docs/results/mutants.jsonl, and an interrupted run goes on. One that was refused stays so while the module
-and the test that refused it do; a survivor is tried again when any of its tests has changed. Mutants that change nothing anyone could see are listed by hand, with the reason, in equivalent_mutants.json. The
-table is written to docs/results/mutants.md.
+and the test that refused it do; a survivor is tried again when any of its tests has changed. Mutants that change nothing that
+anyone could see are listed by hand, with the reason, in equivalent_mutants.json. The table is written to
+docs/results/mutants.md.
 """
 
 from __future__ import annotations
@@ -303,13 +304,18 @@ class Fork:
     def result(self, otherwise: Any = None) -> Any:
         """Return what the call sent; something else where it ended without."""
         try:
-            sent = self.answers.recv()
+            return self.answers.recv()
         except EOFError:
-            sent = otherwise
+            return otherwise
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """End the process, and what it started."""
         with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # and what it started
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()  # before it had a group
         self._process.join()
-        return sent
 
 
 def verdicts(module: str) -> dict[str, str]:
@@ -364,21 +370,23 @@ def attempt(module: str, sample: int, seed: int, workers: int) -> None:
             with suppress(Exception):
                 importlib.import_module(name)
     running: dict[Connection, tuple[Mutant, Fork]] = {}
-    while wanted or running:
-        while wanted and len(running) < workers:
-            mutant = wanted.pop(0)
-            reached = [
-                test for test in seconds if _reaches(mutant, lines[test] | lines.get(str(ROOT / test.split("::")[0]), set()))
-            ]
-            reached.sort(key=lambda test: (test != killers.get(mutant.name), seconds[test]))
-            if reached:
-                fork = Fork(_trial, module, tree, mutant, {test: seconds[test] for test in reached})
-                running[fork.answers] = mutant, fork
-            else:
-                _note(module, mutant, SURVIVED)
-        for done in wait(list(running)):
-            mutant, fork = running.pop(done)
-            _note(module, mutant, fork.result(TIMEOUT))
+    try:
+        while wanted or running:
+            while wanted and len(running) < workers:
+                mutant = wanted.pop(0)
+                reached = [test for test in seconds if _reaches(mutant, lines[test] | lines.get(test.split("::")[0], set()))]
+                reached.sort(key=lambda test: (test != killers.get(mutant.name), seconds[test]))
+                if reached:
+                    fork = Fork(_trial, module, tree, mutant, {test: seconds[test] for test in reached})
+                    running[fork.answers] = mutant, fork
+                else:
+                    _note(module, mutant, SURVIVED)
+            for done in wait(list(running)):
+                mutant, fork = running.pop(done)
+                _note(module, mutant, fork.result(TIMEOUT))
+    finally:
+        for _, fork in running.values():
+            fork.end()
 
 
 def _reaches(mutant: Mutant, lines: set[int]) -> bool:
