@@ -1,7 +1,8 @@
 """Whose deep feature a partial step takes, and that every miss is a full step with its reason."""
 
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
+from threading import Thread
 
 import pytest
 import torch
@@ -276,6 +277,32 @@ def test_two_calls_of_one_conditioning_in_one_evaluation_keep_a_feature_each(une
     again = run.predict(torch.zeros(4, 3, 16, 16), sigma[1], both(1))
     assert not run.records[1].fallbacks and run.records[1].calls == {2: 4}
     assert torch.equal(again, whole)
+
+
+def test_one_conditioning_that_two_threads_ask_for_at_once_is_full_with_a_reason(unet, make_call):
+    run = start("FP@2")
+    for step, sigma in enumerate(run.plan.sigmas[:2]):
+
+        def half(sigma: float = sigma) -> torch.Tensor:
+            return run.forward(unet, make_call(slots=(0,)), sigma, unet.forward)
+
+        def compute(half=half) -> torch.Tensor:
+            other = Thread(target=half)
+            other.start()
+            other.join()
+            return half()
+
+        assert torch.equal(run.predict(make_call(slots=(0,)).x, sigma, compute), full(unet, make_call(slots=(0,))))
+        assert run.records[step].calls == {FULL_DEPTH: 4}
+    assert run.records[1].fallbacks == {"several threads asked for one conditioning at once": 1}
+
+
+def test_a_batch_of_another_size_is_a_miss(unet, make_call):
+    run, whole = start("FP@2"), make_call(slots=(0,))
+    one = replace(whole, x=whole.x[:1], timesteps=whole.timesteps[:1], context=whole.context[:1])
+    ask(run, unet, whole, 0)
+    assert torch.equal(ask(run, unet, one, 1), full(unet, one))
+    assert run.records[1].fallbacks == {MISS: 1}
 
 
 def test_a_call_that_does_not_say_whose_rows_it_has_is_full_with_a_reason(unet, make_call):
