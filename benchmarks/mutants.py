@@ -7,7 +7,8 @@ A mutant is one change of a module's syntax tree: another comparison or operator
 number one off, None for what is returned, a statement left out. Nothing is written into the tree: a process with the packages
 already imported is forked, an import hook gives it the changed module, and pytest runs the tests that reach the changed lines,
 the fastest first, to the first that fails; one that takes far too long counts as failed. Tests that start processes of their
-own are left out, for these would import the module as it is. What each test reaches is traced once for each module.
+own are left out, for these would import the module as it is, and so is one of wall time. What each test reaches is traced once
+for each module.
 
 Verdicts are kept in docs/results/mutants.jsonl, and an interrupted run goes on. One that was refused stays so while the module
 and the test that refused it do; a survivor is tried again when any of its tests has changed. Mutants that change nothing that
@@ -57,8 +58,8 @@ MODULES = {
     "search_tools/study.py": "search study moving",
     "search_tools/storage.py": "storage damaged fuzz",
 }
-IN_OTHER_PROCESSES = "ten_kills or two_workers or second_search"
-QUICK = ["-x", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({IN_OTHER_PROCESSES})"]
+LEFT_OUT = "ten_kills or two_workers or second_search or takes_long"
+QUICK = ["-x", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({LEFT_OUT})"]
 SECONDS, TIMES = 8.0, 3.0  # what a test may take: so long, and so many times what it took when traced
 MOST_BYTES = 8 << 30  # of memory that one mutant may fill
 SURVIVED, TIMEOUT, IMPORT = "", "a time limit", "its import"
