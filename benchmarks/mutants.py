@@ -7,8 +7,8 @@ A mutant is one change of a module's syntax tree: another comparison or operator
 number one off, None for what is returned, a statement left out. Nothing is written into the tree: a process with the packages
 already imported is forked, an import hook gives it the changed module, and pytest runs the tests that reach the changed lines,
 the fastest first, to the first that fails; one that takes far too long counts as failed. Tests that start processes of their
-own are left out, for these would import the module as it is, and so is one of wall time. What each test reaches is traced once
-for each module.
+own are left out, for these would import the module as it is, and so is one of wall time. What each test reaches is found
+once for each module, whose statements then tell when they run.
 
 Verdicts are kept in docs/results/mutants.jsonl, and an interrupted run goes on. One that was refused stays so while the module
 and the test that refused it do; a survivor is tried again when any of its tests has changed. Mutants that change nothing that
@@ -19,6 +19,8 @@ docs/results/mutants.md.
 from __future__ import annotations
 
 import ast
+import builtins
+import copy
 import hashlib
 import importlib
 import json
@@ -29,7 +31,6 @@ import resource
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -60,7 +61,7 @@ MODULES = {
 }
 LEFT_OUT = "ten_kills or two_workers or second_search or takes_long"
 QUICK = ["-x", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({LEFT_OUT})"]
-SECONDS, TIMES = 8.0, 3.0  # what a test may take: so long, and so many times what it took when traced
+SECONDS, TIMES = 8.0, 3.0  # what a test may take: so long, and so many times what it took at first
 MOST_BYTES = 8 << 30  # of memory that one mutant may fill
 SURVIVED, TIMEOUT, IMPORT = "", "a time limit", "its import"
 
@@ -83,7 +84,7 @@ class Mutant:
     Args:
         name: where, and what for what; unique in the module.
         line: of the change.
-        reach: the lines of which one must run for it to matter; None for what runs at the import.
+        reach: lines, of which the statement that must run for it to matter begins at one; None for what runs at the import.
         apply: changes the tree that the mutant was found in.
     """
 
@@ -202,25 +203,40 @@ class Changed(SourceFileLoader):
         return compile(self._tree, self.path, "exec")
 
 
-class Tracer:
-    """A pytest plugin: the seconds of each test, and the lines of a module that it reaches."""
+def marked(tree: ast.Module) -> ast.Module:
+    """Return a module in which every statement of a function, and the function itself, tells its line when it runs."""
+    tree, done = copy.deepcopy(tree), set()
+    for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
+        for node in list(ast.walk(function)):
+            for field in ("body", "orelse", "finalbody"):
+                statements = getattr(node, field, None)
+                if isinstance(statements, list) and id(statements) not in done:
+                    told = [each for statement in statements for each in (_mark(statement.lineno), statement)]
+                    setattr(node, field, told)
+                    done.add(id(told))
+        function.body.insert(0, _mark(function.lineno))
+    return ast.fix_missing_locations(tree)
 
-    def __init__(self, file: Path) -> None:
-        self._file = str(file)
+
+def _mark(line: int) -> ast.stmt:
+    return ast.parse(f"__reached__({line})").body[0]
+
+
+class Tracer:
+    """A pytest plugin: the seconds of each test, and the lines of a marked module that it reaches."""
+
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.lines: dict[str, set[int]] = {}
         self.failed: list[str] = []
+        self._seen: set[int] = set()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         began, self._seen = time.perf_counter(), self.lines.setdefault(item.nodeid, set())
-        threading.settrace(self._enter)
-        sys.settrace(self._enter)
         try:
             return (yield)
         finally:
-            sys.settrace(None)
-            threading.settrace(None)
             self.seconds[item.nodeid] = time.perf_counter() - began
 
     @pytest.hookimpl(wrapper=True)
@@ -235,12 +251,8 @@ class Tracer:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.failed += [report.nodeid] * report.failed
 
-    def _enter(self, frame: Any, event: str, arg: object) -> Callable | None:
-        return self._line(frame, event, arg) if frame.f_code.co_filename == self._file else None
-
-    def _line(self, frame: Any, event: str, arg: object) -> Callable:
-        self._seen.add(frame.f_lineno)
-        return self._line
+    def reached(self, line: int) -> None:
+        self._seen.add(line)
 
 
 class Chosen:
@@ -266,9 +278,11 @@ def _pytest(files: Iterable[str], plugin: object) -> int:
         return pytest.main([*files, *QUICK, f"--basetemp={folder}/tests"], [plugin])
 
 
-def _baseline(module: str, files: list[str], pipe: Connection) -> None:
+def _baseline(module: str, tree: ast.Module, files: list[str], pipe: Connection) -> None:
     """Send what each test takes and reaches, the tests that fail as things are, and every module that was imported."""
-    tracer = Tracer(ROOT / module)
+    tracer = Tracer()
+    builtins.__reached__ = tracer.reached
+    sys.meta_path.insert(0, Changed(module, marked(tree)))
     _pytest(files, tracer)
     pipe.send((tracer.seconds, tracer.lines, tracer.failed, list(sys.modules)))
 
@@ -363,7 +377,7 @@ def attempt(module: str, sample: int, seed: int, workers: int) -> None:
     if not wanted:
         return
     killers = {line["mutant"]: line["by"] for line in _lines() if line["module"] == module}
-    seconds, lines, failed, imported = Fork(_baseline, module, _tests_of(module)).result(({}, {}, [], []))
+    seconds, lines, failed, imported = Fork(_baseline, module, tree, _tests_of(module)).result(({}, {}, [], []))
     if failed or not any(lines.values()):
         raise SystemExit(f"the tests of {module} fail, or none reaches it: {failed}; mend them first")
     for name in imported:  # once for all mutants

@@ -58,6 +58,16 @@ def test_every_mutant_is_another_module_that_compiles(mutants):
             compile(changed, module, "exec")
 
 
+def test_a_marked_module_tells_the_lines_that_run(mutants):
+    source = "def f(a):\n    if a:\n        def g():\n            return 1\n        return g()\n    return [0\n    ][0]\n"
+    lines: list[int] = []
+    scope = {"__reached__": lines.append}
+    exec(compile(mutants.marked(ast.parse(source)), "f", "exec"), scope)
+    assert scope["f"](0) == 0 and lines == [1, 2, 6]
+    lines.clear()
+    assert scope["f"](1) == 1 and lines == [1, 2, 3, 5, 3, 4]
+
+
 def test_every_mutant_that_is_told_to_be_equivalent_is_one(mutants):
     for module in mutants.MODULES:
         names = {mutant.name for mutant in mutants.mutants(ast.parse((ROOT / module).read_text(encoding="utf-8")))}
