@@ -50,8 +50,8 @@ class PredictionHistory:
             self._points = deque(earlier, maxlen=self._points.maxlen)
 
     def add(self, place: float, prediction: torch.Tensor) -> None:
-        """Keep a computed prediction; one at the same place (a corrector's guess) gives way to it."""
-        others = [point for point in self._points if abs(point[0] - place) >= _SAME_PLACE]
+        """Keep a computed prediction; one at the same place (a corrector's guess), or of another shape, gives way to it."""
+        others = [(at, it) for at, it in self._points if abs(at - place) >= _SAME_PLACE and it.shape == prediction.shape]
         self._points = deque([*others, (place, prediction)], maxlen=self._points.maxlen)
 
     def fits(self, x: torch.Tensor) -> bool:

@@ -1,5 +1,9 @@
 """Whose deep feature a partial step takes, and that every miss is a full step with its reason."""
 
+import math
+from dataclasses import FrozenInstanceError, replace
+from threading import Thread
+
 import pytest
 import torch
 from torch import nn
@@ -36,6 +40,26 @@ def test_a_partial_step_reuses_its_segments_feature(unet, make_call):
     assert [dict(record.calls) for record in run.records] == [{FULL_DEPTH: 4}, {2: 8}]
     assert not any(record.fallbacks for record in run.records)
     assert run.cache.most_bytes > 0
+
+
+def test_a_step_counts_as_what_it_really_was(unet, make_call):
+    run = start("FPPX@2")
+    for step, call in enumerate((make_call(), make_call(), make_call(size=8), make_call(size=8))):
+        ask(run, unet, call, step)
+    ask(run, unet, make_call(), 3)
+    kinds = [{kind.value: count for kind, count in record.kinds.items()} for record in run.records]
+    assert kinds == [{"F": 1}, {"P": 1}, {"F": 1}, {"X": 1, "F": 1}]
+
+
+def test_the_first_full_call_is_kept_without_its_data_for_counting(unet, make_call):
+    run = start("FP@2", count_options={"counted": True})
+    ask(run, unet, make_call(), 0)
+    first = run.first_call
+    network, call = first
+    assert network is unet and call.x.is_meta and call.x.shape == make_call().x.shape
+    assert call.options == {"counted": True, "cond_or_uncond": [1, 0]}
+    ask(run, unet, make_call(size=8), 0)
+    assert run.first_call is first
 
 
 def test_cond_and_uncond_never_share_a_cache_entry(unet, make_call):
@@ -255,6 +279,32 @@ def test_two_calls_of_one_conditioning_in_one_evaluation_keep_a_feature_each(une
     assert torch.equal(again, whole)
 
 
+def test_one_conditioning_that_two_threads_ask_for_at_once_is_full_with_a_reason(unet, make_call):
+    run = start("FP@2")
+    for step, sigma in enumerate(run.plan.sigmas[:2]):
+
+        def half(sigma: float = sigma) -> torch.Tensor:
+            return run.forward(unet, make_call(slots=(0,)), sigma, unet.forward)
+
+        def compute(half=half) -> torch.Tensor:
+            other = Thread(target=half)
+            other.start()
+            other.join()
+            return half()
+
+        assert torch.equal(run.predict(make_call(slots=(0,)).x, sigma, compute), full(unet, make_call(slots=(0,))))
+        assert run.records[step].calls == {FULL_DEPTH: 4}
+    assert run.records[1].fallbacks == {"several threads asked for one conditioning at once": 1}
+
+
+def test_a_batch_of_another_size_is_a_miss(unet, make_call):
+    run, whole = start("FP@2"), make_call(slots=(0,))
+    one = replace(whole, x=whole.x[:1], timesteps=whole.timesteps[:1], context=whole.context[:1])
+    ask(run, unet, whole, 0)
+    assert torch.equal(ask(run, unet, one, 1), full(unet, one))
+    assert run.records[1].fallbacks == {MISS: 1}
+
+
 def test_a_call_that_does_not_say_whose_rows_it_has_is_full_with_a_reason(unet, make_call):
     run = start("FP@2")
     call = make_call(slots=(1, 0), uuids=("one",))
@@ -345,3 +395,53 @@ def test_older_features_give_way_to_a_new_one_under_a_limit():
         cache.store(["cond"], {"deep": torch.full((1, 1), float(segment))}, segment, 2, float(segment), older=1)
         recalled, reason = cache.recall(["cond"], segment, 2, torch.device("cpu"), segment + 0.5, order=1)
         assert reason == "" and recalled["deep"].item() == segment
+
+
+def mebibytes(count: int) -> dict:
+    return {"deep": torch.zeros(1, count << 20, dtype=torch.uint8), "ended": None}
+
+
+def test_a_feature_that_just_fills_the_limit_is_kept_and_one_beyond_it_is_told_in_mebibytes():
+    cache, cpu = FeatureCache(CachePolicy(limit_bytes=3 << 20)), torch.device("cpu")
+    cache.store(["one"], mebibytes(3), 0, 2)
+    assert cache.held_bytes == cache.most_bytes == 3 << 20
+    cache.store(["one"], mebibytes(2), 0, 2)
+    cache.store(["other"], mebibytes(2), 0, 2)
+    assert cache.held_bytes == 2 << 20 and cache.most_bytes == 3 << 20 and len(cache) == 1
+    _, reason = cache.recall(["one", "other"], 0, 2, cpu)
+    assert "(2 MiB beside 2 MiB kept) does not fit into the cache limit of 3 MiB" in reason
+
+
+def test_a_forecast_from_features_of_another_size_is_held():
+    cache = FeatureCache(CachePolicy())
+    for segment, size in enumerate((2, 2, 3)):
+        cache.store(["cond"], {"deep": torch.full((1, size), float(segment))}, segment, 2, float(segment), older=2)
+    recalled, _ = cache.recall(["cond"], 2, 2, torch.device("cpu"), 3.0, order=2)
+    assert torch.equal(recalled["deep"], torch.full((1, 3), 2.0))
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says where it is brought to, in place of a device's."""
+
+    brought: list[str]
+
+    def to(self, place: str) -> torch.Tensor:
+        self.brought.append(place)
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    ("place", "free", "brought"),
+    [("auto", 16, []), ("auto", 15, ["cpu"]), ("gpu", 0, []), ("ram", math.inf, ["cpu"]), ("auto", math.inf, [])],
+)
+def test_a_feature_is_kept_in_ram_where_that_is_asked_or_it_takes_more_than_a_quarter_of_what_is_free(place, free, brought):
+    cache = FeatureCache(CachePolicy(place=place, free_bytes=lambda device: free))
+    feature = torch.zeros(1, 4, dtype=torch.uint8).as_subclass(Elsewhere)
+    feature.brought = []
+    cache.store(["cond"], {"deep": feature, "ended": None}, 0, 2)
+    assert feature.brought == brought and cache.held_bytes == 4
+
+
+def test_a_cache_policy_is_a_value():
+    with pytest.raises(FrozenInstanceError):
+        CachePolicy().place = "ram"

@@ -75,6 +75,14 @@ def test_nothing_fits_before_a_derivative_is_kept_nor_another_shape_after():
     assert not history.fits(torch.ones(1, 2))
 
 
+def test_what_was_kept_of_another_shape_gives_way():
+    # Samplers that make the picture larger on the way.
+    history = PredictionHistory(3)
+    for place, size in ((0.0, 2), (1.0, 2), (2.0, 3)):
+        history.add(place, torch.full((size,), place))
+    assert torch.equal(history.extrapolate(3.0, ALL[:3]), torch.full((3,), 2.0))
+
+
 def test_a_blend_multiplies_the_held_value_and_each_further_change():
     history = PredictionHistory(3)
     for place in (0.0, 1.0, 3.0):

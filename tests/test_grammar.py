@@ -1,10 +1,12 @@
 """Schedule text: what is read, what is printed, what is refused."""
 
 import time
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
 from flexi_core import FlexiError, Schedule, ScheduleError, Segment, StepKind
+from flexi_core.schedule import SMALLEST_LEVEL
 
 
 def test_printing_and_parsing_round_trips(random_schedules):
@@ -131,6 +133,19 @@ def test_a_long_text_is_clipped_in_its_error():
     assert len(str(refused.value)) < 200
 
 
+def test_a_text_of_sixty_characters_is_shown_whole_in_its_error():
+    for text, shown in (("F" * 59 + ")", "F" * 59 + ")"), ("F" * 60 + ")", "F" * 57 + "...")):
+        with pytest.raises(ScheduleError) as refused:
+            Schedule.parse(text)
+        assert f"of the schedule {shown!r}: " in str(refused.value)
+
+
+@pytest.mark.parametrize(("text", "place"), [("F P", 3), ("F, F", 2), ("2*(F", 5), ("F | PN", 5), ("FP@x", 4), ("FPQQ", 3)])
+def test_an_error_names_its_character(text, place):
+    with pytest.raises(ScheduleError, match=f"^at character {place}( of|:)"):
+        Schedule.parse(text)
+
+
 def test_repeats_nest_eight_deep_and_no_deeper():
     assert len(Schedule.parse("2*(" * 8 + "F" + ")" * 8)) == 256
     with pytest.raises(ScheduleError, match="nested more than 8 deep"):
@@ -181,14 +196,38 @@ def test_a_text_of_200_kb_is_refused():
 
 
 def test_the_steps_of_a_schedule_know_their_segment_and_depth():
-    steps = list(Schedule.parse("FPN@2|FX").steps())
-    assert [(step.kind.value, step.depth, step.segment) for step in steps] == [
-        ("F", None, 0),
-        ("P", 2, 0),
-        ("N", None, 0),
-        ("F", None, 1),
-        ("X", None, 1),
+    steps = list(Schedule.parse("FPN@2^3|FX~0.5").steps())
+    assert [(step.kind.value, step.depth, step.segment, step.forecast, step.blend) for step in steps] == [
+        ("F", None, 0, 0, None),
+        ("P", 2, 0, 3, None),
+        ("N", None, 0, 0, None),
+        ("F", None, 1, 0, None),
+        ("X", None, 1, 0, (0.5,)),
     ]
+
+
+def test_a_schedule_its_segments_and_its_steps_are_values():
+    schedule = Schedule.parse("FX")
+    for value in (schedule, schedule.segments[0], next(schedule.steps())):
+        assert hash(value) == hash(replace(value))
+        with pytest.raises(FrozenInstanceError):
+            value.blend = (1.0,)
+
+
+def test_noise_levels_at_the_bounds_are_taken_and_beyond_them_refused():
+    segments = Schedule.parse("F").segments
+    for level in (SMALLEST_LEVEL, 1.0, 1e18):
+        assert Schedule(segments, sigmas=(level, 0.0)).sigmas == (level, 0.0)
+    for level in (0.99 * SMALLEST_LEVEL, 1.01e18):
+        with pytest.raises(ScheduleError, match=r"a level is 0, or 1e-06 to 1e\+18"):
+            Schedule(segments, sigmas=(level, 0.0))
+
+
+def test_numbers_are_read_up_to_a_length_and_clipped_in_errors():
+    assert Schedule.parse("FX~0." + 28 * "1").segments[0].blend == (float("0." + 28 * "1"),)
+    for text in ("FX~0." + 29 * "1", "FX~" + 31 * "1", "FP@" + 31 * "1"):
+        with pytest.raises(ScheduleError, match=f"found '{text[3:23]}'$"):
+            Schedule.parse(text)
 
 
 @pytest.mark.parametrize(("text", "interval"), [("F", 1), ("FX", 1), ("FPP@1", 3), ("FPPNNX@1", 3)])

@@ -58,6 +58,7 @@ def test_reuse_is_exact_where_the_guidance_difference_is_constant(text):
 def test_a_step_with_reused_guidance_runs_half_the_rows_and_costs_half(draw):
     _, run = draw("FP@2|fp@2|F|f")
     assert [sum(record.calls.values()) for record in run.records] == [4, 4, 2, 2, 4, 2]
+    assert [{kind.value: count for kind, count in record.kinds.items()} for record in run.records] == [{k: 1} for k in "FPfpFf"]
     assert not any(record.fallbacks for record in run.records)
     cost = NetworkCost(100.0)
     assert predicted_speedup(Schedule.parse("F|f"), cost) == pytest.approx(2 / 1.5)

@@ -2,12 +2,14 @@
 
 import math
 import re
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
 
 from flexi_core import Schedule, ScheduleError, StepKind
 from flexi_core.plan import make_plan, same_grid
+from flexi_core.sampler import SamplerTraits
 
 
 def grid(steps: int, high: float = 14.6, low: float = 0.03) -> list[float]:
@@ -31,6 +33,21 @@ def test_at_its_own_step_count_a_plan_is_the_schedule(random_schedules, with_gri
         assert plan.sigmas == (schedule.sigmas or tuple(sigmas))
         assert plan.rule.blend == (1.0,) * (schedule.order + 1)
         assert plan.mapping == ""
+
+
+def test_the_sampler_gets_the_schedules_own_noise_levels_where_they_fit_the_runs_ends():
+    schedule, run = Schedule.parse("FNX; sigmas=8/5/3/0"), torch.tensor([8.0, 4.0, 2.0, 0.0])
+    moved = make_plan(schedule, run.tolist())
+    assert moved.moved and moved.mapping == ""
+    assert moved.sampled(run).tolist() == [8.0, 3.0, 0.0]
+    kept = make_plan(schedule, (2 * run).tolist())
+    assert not kept.moved and kept.mapping == "noise levels are left out, the run begins or ends elsewhere"
+    assert kept.sampled(2 * run).tolist() == [16.0, 4.0, 0.0]
+
+
+def test_a_plan_is_a_value():
+    with pytest.raises(FrozenInstanceError):
+        make_plan(Schedule.parse("FX"), grid(2)).moved = True
 
 
 @pytest.mark.parametrize("with_grid", [False, True])
@@ -178,8 +195,18 @@ def test_a_removed_step_is_never_the_one_that_runs():
 @pytest.mark.parametrize("text", ["FFFF", "FNFX", "FNNN", "FXXX"])
 def test_places_are_in_steps_of_the_whole_run_removed_ones_too(text):
     plan = make_plan(Schedule.parse(text), [8.0, 4.0, 2.0, 1.0, 0.0])
-    assert [plan.place(sigma) for sigma in (8.0, 4.0, 2.0, 1.0, 0.0)] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    for factor in (1.0, 1 + 5e-5, 1 - 5e-5):
+        assert [plan.place(factor * sigma) for sigma in (8.0, 4.0, 2.0, 1.0, 0.0)] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert [plan.place(sigma) for sigma in (6.0, 3.0, 1.5, 0.25)] == pytest.approx([0.5, 1.5, 2.5, 3.75])
+
+
+@pytest.mark.parametrize(
+    ("goes_back", "risen"), [(-1, [7.0, 6.0, 10.0, 9.9997]), (0, [7.0, 6.0, 10.0, 9.9997]), (1, [10.0, 9.9997])]
+)
+def test_new_noise_is_a_question_farther_up_than_the_sampler_goes_back(goes_back, risen):
+    plan = make_plan(Schedule.parse("FFF"), [10.0, 7.0, 5.0, 0.0], SamplerTraits(goes_back=goes_back))
+    assert [sigma for sigma in (0.0, 4.0, 5.0, 7.0, 6.0, 10.0, 9.9997) if plan.rises(sigma, lowest=5.0)] == risen
+    assert not plan.rises(5.0003, lowest=5.0), "a level comes back with rounding"
 
 
 def test_places_rise_as_sigma_falls(random_schedules):

@@ -8,6 +8,7 @@ from flexi_core.demo.sampling import sample_dpmpp_2m, sample_euler, sample_heun
 from flexi_core.plan import make_plan
 from flexi_core.presets import all_full, segments_for_speedup, uniform
 from flexi_core.run import Run
+from flexi_core.sampler import SamplerTraits
 from flexi_core.schedule import StepKind
 
 SAMPLERS = [sample_euler, sample_heun, sample_dpmpp_2m]
@@ -170,3 +171,46 @@ def test_a_reason_is_logged_once_however_often_it_is_counted(gaussian, caplog):
     assert [message for message in caplog.messages if "the sampler listens" in message] == [
         "Flexiffusion: step 2 ran in full: the sampler listens"
     ]
+
+
+def asks(text: str, questions: list[float], **traits: object) -> tuple[Run, list[float]]:
+    """Return a run at 10, 5, 1, 0 and its answers to a sampler's questions, each of a latent of its own."""
+    run = Run(make_plan(Schedule.parse(text), [10.0, 5.0, 1.0, 0.0], SamplerTraits(**traits)))
+    answers = [
+        float(run.predict(torch.full((1,), float(i)), s, lambda i=i: torch.tensor([2.0**i]))) for i, s in enumerate(questions)
+    ]
+    return run, answers
+
+
+def test_a_question_between_two_steps_of_a_sampler_that_asks_at_their_starts_alone_is_computed_and_reasoned():
+    run, _ = asks("FXF", [10, 3], asks_between=False)
+    assert run.records[1].fallbacks == {"the sampler asked at a noise level at which no step of the run begins": 1}
+    for questions, between in (([10, 5], False), ([10, 3], True)):
+        run, _ = asks("FXF", questions, asks_between=between)
+        assert not run.records[1].fallbacks and run.records[1].kinds == {StepKind.EXTRAPOLATED: 1}
+
+
+def test_another_latent_at_the_same_level_is_new_noise_where_the_sampler_asks_once_at_each():
+    for goes_back, rises in ((-1, 1), (0, 0), (1, 0)):
+        assert asks("FFX", [10, 5, 5], goes_back=goes_back)[0].rises == rises
+    run, x = Run(make_plan(Schedule.parse("FFX"), [10.0, 5.0, 1.0, 0.0], SamplerTraits(goes_back=-1))), torch.ones(2)
+    for latent, rises in ((x, 0), (x, 0), (x.clone(), 0), (torch.ones(3), 1), (torch.zeros(3), 2)):
+        run.predict(latent, 10.0, lambda latent=latent: latent)
+        assert run.rises == rises
+    run.predict(torch.ones(3), 5.0, lambda: torch.ones(3))
+    assert run.rises == 2, "a lower level is the next step"
+
+
+def test_after_new_noise_nothing_of_before_is_gone_on_from():
+    run, answers = asks("FXX; basis=denoised, order=0", [10, 5, 10, 5, 10, 1], goes_back=0)
+    assert answers == [1, 1, 4, 4, 16, 16] and run.rises == 2
+    run, answers = asks("FXX; basis=denoised, order=0", [10, 1, 5], goes_back=0)
+    assert answers == [1, 1, 4]
+    assert run.records[1].fallbacks == {"no step was computed since the sampler went back up to a higher noise level": 1}
+
+
+def test_questions_at_another_level_than_the_samplers_own_are_counted():
+    run, x = Run(make_plan(Schedule.parse("FF"), [10.0, 5.0, 0.0])), torch.ones(1)
+    for sigma, level, count in ((10.0, None, 0), (10.0005, 10.0, 0), (9.9, 10.0, 1), (5.0, 5.0, 1), (4.9, 5.0, 2)):
+        run.predict(x, sigma, lambda: x, level=level)
+        assert run.asked_elsewhere == count

@@ -323,6 +323,7 @@ def test_an_interrupted_search_keeps_what_it_found_and_draws_the_lost_candidate_
     study = open_study(f"sqlite:///{tmp_path}/a.db", "s", settings)
     stopped = run_search(study, space, _Interrupted(fitness, at), evaluations=15)
     assert stopped.interrupted and len(stopped.candidates) == at - 1 and stopped.best is not None
+    assert all(trial.state.is_finished() for trial in study.trials)
     resumed = run_search(study, space, fitness, evaluations=15)
     whole = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "s", settings), space, fitness, evaluations=15)
     assert _texts(resumed) == _texts(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -277,6 +279,8 @@ def test_a_damaged_line_of_a_journal_is_named_in_one_line(tmp_path, garbage, wor
         ("journal:", "names no file"),
         ("journal:/no/such/folder/j", "cannot be used: .*No such file"),
         ("grpc://host", "give grpc://HOST:PORT"),
+        ("grpc://host:port", "give grpc://HOST:PORT"),
+        ("grpc://:1", "give grpc://HOST:PORT"),
         ("postgresql://flexi@127.0.0.1:1/x", "cannot be used: .*connection"),
         ("oracle+cx_oracle://host/x", "cannot be used: No module named 'cx_[Oo]racle'"),
     ],
@@ -292,6 +296,65 @@ def test_a_server_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr(storages, "_PROXY_WAIT", 0.2)
     with pytest.raises(FlexiError, match=r"no storage server answers at 127.0.0.1:1; start one with flexi storage-server"):
         open_storage("grpc://127.0.0.1:1")
+
+
+def test_a_server_that_answers_is_the_storage_behind_it(tmp_path, recwarn):
+    pytest.importorskip("grpc", reason="grpcio is not installed")
+    from optuna.storages._grpc.server import make_server
+
+    behind, port = open_storage(f"sqlite:///{tmp_path}/s.db"), _free_port()
+    server = make_server(behind, "127.0.0.1", port)
+    server.start()
+    try:
+        optuna.create_study(storage=open_storage(f"grpc://127.0.0.1:{port}/"), study_name="s")
+    finally:
+        server.stop(None).wait()
+    assert [study.study_name for study in behind.get_all_studies()] == ["s"]
+    assert not [warning for warning in recwarn if issubclass(warning.category, ExperimentalWarning)]
+
+
+def test_an_sqlite_file_waits_a_minute_for_another_writer(tmp_path):
+    with open_storage(f"sqlite:///{tmp_path}/s.db").engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 60_000
+
+
+@pytest.mark.parametrize(
+    ("url", "shared", "database", "file"),
+    [
+        ("sqlite:///studies.db", False, True, Path("studies.db")),
+        ("sqlite:////home/me/studies.db", False, True, Path("/home/me/studies.db")),
+        ("sqlite://", False, True, None),
+        ("sqlite:///:memory:", False, True, None),
+        ("postgresql://me@host/db", True, True, None),
+        ("journal:studies.journal", True, False, None),
+        ("grpc://host:1", True, False, None),
+    ],
+)
+def test_a_url_tells_who_may_use_it_and_where_it_is(url, shared, database, file):
+    assert storages.is_shared(url) is shared and storages.is_database(url) is database
+    assert storages.sqlite_file(url) == file
+
+
+def test_what_a_driver_raises_is_one_line_with_the_advice_and_what_it_does_not_passes():
+    grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
+    full = "it failed: no space left; the disk is full or failing: free some space. Go on"
+    for error, said in ((OSError("no space left\nin full"), full), (grpc.RpcError(), "it failed: RpcError. Go on")):
+        with pytest.raises(FlexiError) as caught, storages.storage_errors("it failed", "Go on"):
+            raise error
+        assert str(caught.value) == said and caught.value.__cause__ is error
+    with pytest.raises(ZeroDivisionError), storages.storage_errors("it failed"):
+        raise ZeroDivisionError
+    with (
+        pytest.raises(FlexiError, match=r"^it failed: ZeroDivisionError$"),
+        storages.storage_errors("it failed", anything=True),
+    ):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 100])
+@pytest.mark.parametrize("content", [b"", b"a", b"\n", b"a\n", b"\nab", b"ab\ncd", b"ab\ncd\n", b"a\n\nbcdefg"])
+def test_the_end_of_the_last_line_is_found_in_blocks_of_any_size(content, block):
+    assert storages._end_of_last_line(io.BytesIO(content), len(content), block) == content.rfind(b"\n") + 1
 
 
 def test_a_missing_driver_names_the_extra_that_brings_it(monkeypatch):

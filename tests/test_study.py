@@ -15,24 +15,28 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import FrozenInstanceError
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
-from flexi_core import FlexiError, Schedule
+from flexi_core import FlexiError, Schedule, __version__
+from search_tools import study as studies
 from search_tools.cli import app
 from search_tools.embedded import EmbeddedBackend
 from search_tools.fitness import Evaluation, Fitness
 from search_tools.heartbeat import Heartbeat
+from search_tools.judge import Row
 from search_tools.lock import server_lock, study_lock
 from search_tools.settings import SearchSettings
 from search_tools.space import Space
 from search_tools.storage import open_storage
-from search_tools.study import candidates_of, open_study, run_search
-from search_tools.teacher import TeacherSettings
+from search_tools.study import candidates_of, open_study, run_search, with_results
+from search_tools.teacher import JUDGE_SEEDS, TeacherSettings
 
 CANDIDATES = 13
 SEARCH = ["search", "--steps", "5", "--speedup", "2", "--samples", "16", "--study", "s", "--evaluations", str(CANDIDATES)]
@@ -329,3 +333,87 @@ def test_the_time_left_comes_from_the_measured_seconds_of_a_candidate(search, tm
     assert [state.finished for state in states] == [0, 1, 2, 3, 4]
     for state in states[1:]:
         assert state.seconds_left == pytest.approx((4 - state.finished) * state.seconds / state.finished)
+
+
+def test_a_share_of_the_budget_is_of_minutes_or_evaluations_whichever_is_nearer_to_its_end(search, tmp_path, monkeypatch):
+    shares, make = [], studies.make_sampler
+    monkeypatch.setattr(studies, "make_sampler", lambda *args: shares.append(args[-1]) or make(*args))
+    study, _ = search(f"sqlite:///{tmp_path}/studies.db", evaluations=4)
+    finished = study.trials
+    assert [shares[-1](finished[:count]) for count in (0, 1, 4)] == [0.0, 0.25, 1.0]
+    seconds = [trial.user_attrs["seconds"] for trial in finished]
+    search(study, minutes=sum(seconds) / 120)  # spent already
+    assert len(study.trials) == 4
+    assert [shares[-1](finished[:count]) for count in (0, 1, 4)] == pytest.approx([0.0, 2 * seconds[0] / sum(seconds), 2.0])
+    search(study, minutes=sum(seconds) / 120, evaluations=2)
+    assert shares[-1](finished) == pytest.approx(2.0)
+
+
+def _judged(seconds: float, state: TrialState = TrialState.COMPLETE) -> optuna.trial.FrozenTrial:
+    values = [1.0] if state is TrialState.COMPLETE else None
+    return optuna.trial.create_trial(state=state, values=values, user_attrs={"seconds": seconds})
+
+
+@pytest.mark.parametrize(
+    ("finalists", "moves", "reuses", "evaluated"),
+    [
+        (0, False, False, 0),
+        (3, False, False, 3),
+        (3, True, False, 5),
+        (0, True, False, 3),
+        (3, True, True, 10),
+        (0, True, True, 6),
+    ],
+)
+def test_finals_take_as_long_as_what_they_evaluate(finalists, moves, reuses, evaluated):
+    settings, fitness = SimpleNamespace(finalists=finalists, reuse_guidance=reuses), SimpleNamespace(teacher_seconds=30.0)
+    trials = [_judged(20.0), _judged(60.0), _judged(900.0, TrialState.PRUNED)]
+    assert studies._finals_minutes(trials, fitness, settings, moves) == evaluated + (0.5 if evaluated else 0.0)
+
+
+def test_the_time_left_is_that_of_the_nearer_budget():
+    assert studies._seconds_left(0, 0.0, None, 5) == 300.0  # a minute for each, as long as none is known
+    assert studies._seconds_left(2, 10.0, None, 5) == 15.0
+    assert studies._seconds_left(2, 10.0, 0.1, 5) == pytest.approx(6.0)
+    assert studies._seconds_left(2, 10.0, 1.0, 5) == 15.0
+    assert studies._seconds_left(2, 10.0, 1.0, None) == 60.0
+    assert studies._seconds_left(2, 10.0, None, None) == float("inf")
+
+
+def test_a_worker_waits_for_the_last_candidate_of_another_and_takes_it_over_when_that_is_lost(search):
+    study, _ = search("sqlite://", evaluations=2)
+    study.ask()  # another worker's, which is never heard of again
+    study, result = search(study, evaluations=3, heartbeat=Heartbeat(study, grace=0.2))
+    assert len(result.candidates) == 3
+    assert [t.state for t in study.trials].count(TrialState.COMPLETE) == 3
+    assert study.trials[2].state is TrialState.FAIL and study.trials[-1].user_attrs["beat"]
+
+
+def test_settings_that_a_study_lacks_are_named(backend, tmp_path):
+    settings, url = SearchSettings.of(backend, 2.0, samples=16), f"sqlite:///{tmp_path}/studies.db"
+    study = open_study(url, "s", settings)
+    (key,) = study.user_attrs
+    study.set_user_attr(key, {name: value for name, value in study.user_attrs[key].items() if name != "speedup"})
+    with pytest.raises(FlexiError, match=r"was made with other settings \(speedup\); give another --study name"):
+        open_study(url, "s", settings)
+
+
+def test_a_result_and_its_candidates_are_values(search):
+    _, result = search("sqlite://", evaluations=1)
+    for value in (result, result.candidates[0]):
+        with pytest.raises(FrozenInstanceError):
+            value.seconds = value.spent = 0.0
+
+
+def test_a_schedules_file_says_what_was_measured_and_where_it_is_from():
+    row = Row("name", "FX", 2.0, 1.9, float("inf"), 30.0, 31.0, 0.9, 0.1, None, "colours")
+    found = with_results(Schedule.parse("FX"), {"steps": 2}, row, 64, optuna.create_study(study_name="s"), 7)
+    assert found == Schedule.parse("FX") and found.info == {
+        "teacher": {"steps": 2},
+        "measured": {
+            **{"speedup_macs": 2.0, "speedup_time": 1.9, "psnr_db": None, "psnr_low": 30.0, "psnr_high": 31.0, "ssim": 0.9},
+            **{"rfid": 0.1, "caption_accuracy": None, "samples": 64, "first_seed": JUDGE_SEEDS, "features": "colours"},
+            "by": "flexi search",
+        },
+        "provenance": {"tool": "flexiffusion", "version": __version__, "seed": 7, "study": "s"},
+    }
