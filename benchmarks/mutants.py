@@ -405,7 +405,7 @@ def attempt(module: str, sample: int, seed: int, workers: int) -> None:
 
 
 def _reaches(mutant: Mutant, lines: set[int]) -> bool:
-    return bool(lines) if mutant.reach is None else not lines.isdisjoint(mutant.reach)
+    return mutant.reach is None or not lines.isdisjoint(mutant.reach)
 
 
 def _note(module: str, mutant: Mutant, by: str) -> None:

@@ -410,6 +410,10 @@ def test_a_feature_that_just_fills_the_limit_is_kept_and_one_beyond_it_is_told_i
     assert cache.held_bytes == 2 << 20 and cache.most_bytes == 3 << 20 and len(cache) == 1
     _, reason = cache.recall(["one", "other"], 0, 2, cpu)
     assert "(2 MiB beside 2 MiB kept) does not fit into the cache limit of 3 MiB" in reason
+    cache.clear()
+    for segment, size in enumerate((1, 2)):
+        cache.store(["one"], mebibytes(size), segment, 2, older=1)
+    assert cache.held_bytes == 3 << 20, "the older one stays where both fit"
 
 
 def test_a_forecast_from_features_of_another_size_is_held():

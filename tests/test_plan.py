@@ -45,6 +45,13 @@ def test_the_sampler_gets_the_schedules_own_noise_levels_where_they_fit_the_runs
     assert kept.sampled(2 * run).tolist() == [16.0, 4.0, 0.0]
 
 
+def test_the_full_step_that_a_mapped_segment_opens_with_forecasts_nothing():
+    plan = make_plan(Schedule.parse("F|FPPP@2^1"), grid(4)[1:])
+    assert [(step.kind.value, step.depth, step.forecast, step.blend) for step in plan.steps if step.kind.is_full] == [
+        ("F", None, 0, None)
+    ] * plan.letters.count("F")
+
+
 def test_a_plan_is_a_value():
     with pytest.raises(FrozenInstanceError):
         make_plan(Schedule.parse("FX"), grid(2)).moved = True
