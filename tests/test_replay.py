@@ -10,6 +10,7 @@ from flexi_core.demo.sampling import make_noise, sample, sigmas_normal
 from flexi_core.demo.scenes import Caption
 from flexi_core.plan import make_plan
 from flexi_core.replay import PredictionStore, Replay, ReplayMiss, digest
+from flexi_core.run import Run
 
 SCHEDULES = (
     "8*(F)",
@@ -59,6 +60,14 @@ def test_a_schedule_is_computed_once_and_its_neighbour_from_the_first_difference
     assert run("8*(F)", store)[1] == 0
     assert run("6*(F)|FX", store)[1] == 0
     assert run("3*(F)|FX|3*(F)", store)[1] == 3  # after the extrapolated step the latent is another one
+
+
+def test_who_listens_for_what_the_network_says_is_not_answered_from_the_store():
+    store, plan, x = PredictionStore(), make_plan(Schedule.parse("F"), [1.0, 0.0]), torch.ones(1)
+    asked = []
+    for listens in ("", "", "the sampler listens"):
+        Run(plan, replay=Replay(store, 0)).predict(x, 1.0, lambda who=listens: asked.append(who) or x, must_compute=listens)
+    assert asked == ["", "the sampler listens"]
 
 
 def test_a_full_step_is_computed_again_where_a_partial_step_needs_its_deep_feature(run):

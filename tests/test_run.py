@@ -214,3 +214,9 @@ def test_questions_at_another_level_than_the_samplers_own_are_counted():
     for sigma, level, count in ((10.0, None, 0), (10.0005, 10.0, 0), (9.9, 10.0, 1), (5.0, 5.0, 1), (4.9, 5.0, 2)):
         run.predict(x, sigma, lambda: x, level=level)
         assert run.asked_elsewhere == count
+
+
+def test_a_question_within_the_answer_to_another_is_a_part_of_it():
+    run, x = Run(make_plan(Schedule.parse("FX"), [10.0, 5.0, 0.0])), torch.ones(1)
+    assert run.predict(x, 10.0, lambda: 2 * run.predict(x, 5.0, lambda: 3 * x)) == 6
+    assert [record.evaluations for record in run.records] == [1, 0]
