@@ -458,9 +458,11 @@ def test_search_writes_the_schedule_where_the_node_finds_it(flexi, base, node):
 
 @pytest.mark.smoke
 @pytest.mark.matrix("Doors", "`flexi search --workflow`")
-def test_a_workflow_of_what_every_host_has_is_searched(flexi, record_property):
+def test_a_workflow_of_what_every_host_has_is_searched(flexi, checkout, record_property):
     words = lambda text: a_node("FlexiDemoPrompt", caption=text)  # noqa: E731 (a value)
-    latent = a_node("EmptyLatentImage", width=8 * SIZE, height=8 * SIZE, batch_size=1)
+    pixels = (checkout / "comfy_extras" / "nodes_chroma_radiance.py").is_file()  # since 0.3.60
+    kind, size = ("EmptyChromaRadianceLatentImage", SIZE) if pixels else ("EmptyLatentImage", 8 * SIZE)
+    latent = a_node(kind, width=size, height=size, batch_size=1)
     graph = sampled(a_node("FlexiDemoModel"), words, latent, steps=4)
     found = flexi(graph, "--speedup", 2, "--samples", 16, "--evaluations", 1, "--finalists", 0, "--json")
     assert found.exit_code == 0, found.output

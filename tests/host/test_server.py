@@ -62,7 +62,9 @@ def test_every_node_is_in_object_info(server):
 @pytest.mark.smoke
 @pytest.mark.matrix("Doors", "nodes, in the server")
 def test_a_graph_of_what_every_host_has_runs_its_schedule(server, record_property):
-    latent = {"width": 256, "height": 256, "batch_size": 1}  # of four channels; the host cuts an empty one to three
+    pixels = "EmptyChromaRadianceLatentImage" in server.get("/object_info")  # since 0.3.60
+    kind, size = ("EmptyChromaRadianceLatentImage", 32) if pixels else ("EmptyLatentImage", 256)
+    latent = {"width": size, "height": size, "batch_size": 1}
     settings = {"seed": 0, "steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
     graph = {
         "1": {"class_type": "FlexiDemoModel", "inputs": {}},
@@ -70,7 +72,7 @@ def test_a_graph_of_what_every_host_has_runs_its_schedule(server, record_propert
         "3": {"class_type": "FlexiApply", "inputs": {"model": ["1", 0], "schedule": ["2", 0], "on_mismatch": "map"}},
         "4": {"class_type": "FlexiDemoPrompt", "inputs": {"caption": "a large red circle at the center on a navy background"}},
         "5": {"class_type": "FlexiDemoPrompt", "inputs": {"caption": ""}},
-        "6": {"class_type": "EmptyLatentImage", "inputs": latent},
+        "6": {"class_type": kind, "inputs": latent},
         "7": {
             "class_type": "KSampler",
             "inputs": {"model": ["3", 0], "positive": ["4", 0], "negative": ["5", 0], "latent_image": ["6", 0], **settings},
