@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -74,9 +75,16 @@ class KSamplerRun:
         )
         return own.sigmas.float().cpu()
 
+    @property
+    def samples(self) -> torch.Tensor:
+        """The latents that are gone on from [B, ...]; newer hosts give an empty one the size that the model wants."""
+        known = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
+        ratios = {name: value for name, value in self.latent.items() if name in known}
+        return comfy.sample.fix_empty_latent_channels(self.model, self.latent["samples"], **ratios)
+
     def sample(self, seed: int, steps: int | None, callback: Callable[..., None] | None) -> Any:
         """Return the samples of one picture: a tensor [1, ...], or the host's NestedTensor."""
-        latent = comfy.sample.fix_empty_latent_channels(self.model, self.latent["samples"])[:1]
+        latent = self.samples[:1]
         mask = self.latent.get("noise_mask")
         return comfy.sample.sample(
             self.model,
@@ -126,7 +134,6 @@ class HostRuns:
     def identity(self) -> dict[str, Any]:
         """What decides the runs, and stands in a schedule's file."""
         run = self._run
-        shape = comfy.sample.fix_empty_latent_channels(run.model, run.latent["samples"]).shape
         return {
             "model": "comfyui",
             **teacher_of(run.model, run.cfg),
@@ -134,7 +141,7 @@ class HostRuns:
             "scheduler": run.scheduler,
             "steps": len(self.sigmas) - 1,
             "sigmas": [float(sigma) for sigma in self.sigmas],
-            "size": list(shape[-2:]),
+            "size": list(run.samples.shape[-2:]),
         }
 
     def batches(self, seed: int, count: int) -> list[tuple[int, int]]:
