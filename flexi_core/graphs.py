@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+_WRAPPED = ("_torchdynamo_orig_backend", "_torchdynamo_orig_callable")  # what torch wraps, in newer and older versions
 _outside: list[Callable[..., Any]] = []
 
 
@@ -41,8 +42,9 @@ def graphs_apart(network: object) -> AbstractContextManager:
 
     There its backend is the same and its graphs depend on all that it reads, hooks included.
     """
-    backend = getattr(getattr(network, "dynamo_ctx", None), "callback", None)
-    while (inner := getattr(backend, "_torchdynamo_orig_backend", None)) is not None:
+    backend = None  # stays so where the callback shows none: to take the callback itself for one would break the run
+    inner = getattr(getattr(network, "dynamo_ctx", None), "callback", None)
+    while (inner := next((it for name in _WRAPPED if (it := getattr(inner, name, None)) is not None), None)) is not None:
         backend = inner
     stance = getattr(sys.modules.get("torch.compiler"), "set_stance", None)
     return nullcontext() if backend is None or stance is None else stance("default", force_backend=_Apart(backend))

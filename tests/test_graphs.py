@@ -56,3 +56,19 @@ def test_a_host_without_a_memory_graph_is_left_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, "comfy.model_prefetch", SimpleNamespace())
     with graphs.for_later_calls():
         assert torch.ones(1).item() == 1
+
+
+@pytest.mark.parametrize("name", ["_torchdynamo_orig_backend", "_torchdynamo_orig_callable"])
+def test_a_compiled_network_gets_graphs_apart_by_its_own_backend(name, monkeypatch):
+    forced = []
+    compiler = SimpleNamespace(set_stance=lambda stance, force_backend: forced.append(force_backend))
+    monkeypatch.setitem(sys.modules, "torch.compiler", compiler)
+    callback = SimpleNamespace(**{name: SimpleNamespace(**{name: max})})
+    graphs.graphs_apart(SimpleNamespace(dynamo_ctx=SimpleNamespace(callback=callback)))
+    assert forced[0](2, 3) == 3
+
+
+@pytest.mark.parametrize("network", [SimpleNamespace(), SimpleNamespace(dynamo_ctx=SimpleNamespace(callback=print))])
+def test_a_network_that_shows_no_backend_is_run_as_it_is(network):
+    with graphs.graphs_apart(network) as nothing:
+        assert nothing is None
