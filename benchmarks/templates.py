@@ -106,7 +106,7 @@ def tests_module(name: str) -> ModuleType:
 def families() -> dict[str, Any]:
     """Return the tiny networks by the name of their family: those of the tests, and what only templates use."""
     nets, unets = tests_module("host/test_transformers"), tests_module("host/conftest")
-    known = {**nets.FAMILIES, **nets.WITHOUT_HOOKS}
+    known = nets.ALL
     pooled = lambda random: {"pooled_output": random(1, 1280)}  # noqa: E731 (a value)
     flux, lumina = known["Flux"], known["Lumina 2"]
     refiner = {**unets._SDXL, "adm_in_channels": 2560}
