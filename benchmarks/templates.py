@@ -170,7 +170,7 @@ class TinyNodes:
             if config is None:
                 raise FlexiError(f"this host has no {found.config}")
             inner = self._build(config, found.network, found.weights())
-            tiny = self._tiny(SimpleNamespace(comfy=comfy), inner, found.latent, lambda random: ())
+            tiny = self._tiny(SimpleNamespace(comfy=comfy), inner, found.latent, found.latents, lambda random: ())
             self._models[family] = tiny.model
         return self._models[family]
 
