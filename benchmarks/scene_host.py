@@ -20,7 +20,7 @@ from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.presets import all_full
 from flexi_core.replay import Replay
 from flexi_core.run import StepRecord
-from flexi_core.sampler import PLAIN, SamplerTraits, probe
+from flexi_core.sampler import PLAIN, SamplerTraits, Solver, probe
 from flexi_core.schedule import Schedule
 from flexi_core.tune import Observe, SampleProgress
 from search_tools.batches import BatchedBackend
@@ -143,15 +143,19 @@ class SceneBackend(BatchedBackend):
             "runtime": "host",
         }
 
-    @cached_property
-    def traits(self) -> SamplerTraits:
-        """What the sampler does on the run's noise levels; Euler's, where it cannot be tried."""
+    @property
+    def solver(self) -> Solver:
+        """The sampler, for any denoiser."""
         import comfy.samplers
 
         from flexi_core.host import HostSolver
 
-        solve = HostSolver(comfy.samplers.sampler_object(self.settings.sampler), self.scenes.model)
-        return probe(solve, self.sigmas.tolist()) or PLAIN
+        return HostSolver(comfy.samplers.sampler_object(self.settings.sampler), self.scenes.model)
+
+    @cached_property
+    def traits(self) -> SamplerTraits:
+        """What the sampler does on the run's noise levels; Euler's, where it cannot be tried."""
+        return probe(self.solver, self.sigmas.tolist()) or PLAIN
 
     @cached_property
     def cost(self) -> NetworkCost:

@@ -44,6 +44,7 @@ from .sampler import PLAIN, SamplerTraits, Solver, probe
 from .schedule import Schedule
 from .schedule_file import size_text, teacher_from
 from .transformer_steps import ModelCall
+from .tune import Facts, Learner, Lesson
 from .unet_steps import NetworkCall, block_count
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class RunHandle:
 
 def apply_schedule(
     model: comfy.model_patcher.ModelPatcher,
-    schedule: Schedule | Preset,
+    schedule: Schedule | Preset | Learner,
     on_mismatch: str = "map",
     cache: str = "auto",
     cache_limit_mib: float = 0,
@@ -113,7 +114,7 @@ def apply_schedule(
 
     Args:
         model: any model of the host.
-        schedule: of any length, or a preset, which is resolved for each run when it starts.
+        schedule: of any length; or a preset, or what learns from the model's runs: these say when each run starts what it is.
         on_mismatch: what to do when the run is not the one the schedule was made for: `map` it, `refuse` to sample, or
             turn the schedule `off`.
         cache: where deep features are kept, one of `PLACES`; `auto` is the device's memory while that leaves room, else RAM.
@@ -161,13 +162,15 @@ class _Laid:
         plan: None for plain sampling.
         words: what the report says first.
         notes: what it says last.
-        schedule: that a preset became.
+        schedule: that a preset, or what was learned, became.
+        lesson: what is learned of the run.
     """
 
     plan: Plan | None
     words: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     schedule: Schedule | None = None
+    lesson: Lesson | None = None
 
 
 class _HostRun:
@@ -186,7 +189,7 @@ class _OuterSample:
 
     def __init__(
         self,
-        schedule: Schedule | Preset,
+        schedule: Schedule | Preset | Learner,
         on_mismatch: str,
         policy: CachePolicy,
         handle: RunHandle,
@@ -212,7 +215,7 @@ class _OuterSample:
         try:
             # Latents of several streams, as of pictures and sound, come packed into one; the first is the pictures'.
             shapes = kwargs.get("latent_shapes") or [noise.shape]
-            laid = self._lay(guider, solve, sigmas, shapes[0])
+            laid = self._lay(guider, solve, sigmas, shapes[0], noise)
         except (_Refused, comfy.model_management.InterruptProcessingException):
             raise
         except Exception as error:  # whatever goes wrong with the schedule, the picture is made
@@ -232,7 +235,7 @@ class _OuterSample:
             )
         stopwatch = _stopwatch(guider.model_patcher.load_device)
         counted = {"optimized_attention_override": _counted_attention}
-        observer = self.observe and self.observe(plan, solve)
+        observer = laid.lesson.observer if laid.lesson else self.observe and self.observe(plan, solve)
         run = Run(plan, stopwatch, self.policy, counted, self.replay and self.replay(), observer)
         options = guider.model_options.setdefault("transformer_options", {})
         post_cfg = len(guider.model_options.get("sampler_post_cfg_function", ()))
@@ -251,10 +254,12 @@ class _OuterSample:
         self.handle.keep(
             lambda: RunReport(run, seconds, [*notes, *_not_finite(latent)], laid.words, laid.schedule), made, seconds
         )
+        if laid.lesson:
+            _finish(laid.lesson)
         return latent
 
-    def _lay(self, guider, solve: HostSolver, sigmas: torch.Tensor, shape: torch.Size) -> _Laid:
-        """Lay the schedule, or what the preset is for this run, over the run.
+    def _lay(self, guider, solve: HostSolver, sigmas: torch.Tensor, shape: torch.Size, noise: torch.Tensor) -> _Laid:
+        """Lay the schedule, or what the preset is for this run, or what was learned of it, over the run.
 
         Raises:
             _Refused: the schedule was made for another run, and on_mismatch is refuse.
@@ -271,8 +276,14 @@ class _OuterSample:
             raise solve.interrupted
         if traits is not None and not traits.keeps_levels:
             return _stood_down(f"{solve.name} chooses its own noise levels; use another sampler")
-        schedule, words, resolved = self.schedule, [], None
-        if isinstance(schedule, Preset):
+        schedule, words, resolved, lesson = self.schedule, [], None, None
+        if isinstance(schedule, Learner):
+            lesson = schedule.lesson(_facts(guider, traits, levels, solve, shape, noise))
+            if lesson.schedule is None:
+                return _Laid(None, lesson.words)
+            schedule, resolved = lesson.schedule, lesson.schedule
+            words += lesson.words
+        elif isinstance(schedule, Preset):
             found = schedule.resolve(traits, levels, _is_guided(guider))
             if found.schedule is None:
                 return _Laid(None, found.words)
@@ -304,7 +315,37 @@ class _OuterSample:
             advice = "" if resolved else f" Use Flexi Preset, or a schedule for {len(levels) - 1} steps."
             words.insert(0, plan.lost + advice)
         # How it was mapped says all about another grid.
-        return _Laid(plan, tuple(words), tuple(_other_run(others)), resolved)
+        return _Laid(plan, tuple(words), tuple(_other_run(others)), resolved, lesson)
+
+
+def _facts(
+    guider: Any,
+    traits: SamplerTraits | None,
+    levels: Sequence[float],
+    solve: HostSolver,
+    shape: Sequence[int],
+    noise: torch.Tensor,
+) -> Facts:
+    """Return what learning has to know of a run."""
+    cfg = float(getattr(guider, "cfg", 1.0))
+    identity = {
+        **teacher_of(guider.model_patcher, cfg),
+        "guider": type(guider).__name__,
+        "sampler": solve.name,
+        "steps": len(levels) - 1,
+        "sigmas": [float(level) for level in levels],
+        "size": list(shape[2:]),
+    }
+    one = noise.numel() * noise.element_size() // max(noise.shape[0], 1)
+    return Facts(identity, traits, levels, solve, one, noise.shape[0])
+
+
+def _finish(lesson: Lesson) -> None:
+    """Keep what a run taught; the picture is there, and stays."""
+    try:
+        lesson.finish()
+    except Exception:
+        log.exception("Flexiffusion: what a run taught could not be kept")
 
 
 def _other_models(guider: Any) -> list[str]:

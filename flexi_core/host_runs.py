@@ -1,12 +1,13 @@
-"""Runs of the host that tuning samples: one KSampler's, with a seed of its own for each sample."""
+"""Runs of the host that tuning samples: a KSampler's or a guider's, with a seed of its own for each sample."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import comfy.model_management
 import comfy.sample
@@ -23,6 +24,7 @@ from .replay import PredictionStore
 from .sampler import SamplerTraits, Solver, probe
 from .schedule import Schedule
 from .tune import BlendFitter, Observe, SampleProgress, Samples
+from .tune.levels import resampled
 
 
 def sampler_names() -> list[str]:
@@ -38,6 +40,52 @@ def scheduler_names() -> list[str]:
 def progress_bar(total: int) -> comfy.utils.ProgressBar:
     """Return the bar of the node that runs; `update(1)` moves it on."""
     return comfy.utils.ProgressBar(total)
+
+
+class HostRun(Protocol):
+    """What a sampling node is given, but for the seed."""
+
+    model: ModelPatcher
+    cfg: float
+    latent: dict[str, Any]
+
+    @property
+    def sampler(self) -> str:
+        """The sampler's name."""
+        ...
+
+    @property
+    def scheduler(self) -> str:
+        """The scheduler's name."""
+        ...
+
+    @property
+    def guider(self) -> str:
+        """What guides it, by name; empty for a KSampler's own."""
+        ...
+
+    @property
+    def solver(self) -> comfy.samplers.Sampler:
+        """The host's sampler."""
+        ...
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        """Noise levels [n + 1]."""
+        ...
+
+    @property
+    def samples(self) -> torch.Tensor:
+        """The latents that are gone on from [B, ...]."""
+        ...
+
+    def with_model(self, model: ModelPatcher) -> HostRun:
+        """Return the run with another model."""
+        ...
+
+    def sample(self, seed: int, steps: int | None, callback: Callable[..., None] | None) -> Any:
+        """Return the samples of one picture: a tensor [1, ...], or the host's NestedTensor."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,6 +108,16 @@ class KSamplerRun:
     negative: list
     latent: dict[str, Any]
     denoise: float = 1.0
+    guider = ""
+
+    @property
+    def solver(self) -> comfy.samplers.Sampler:
+        """The host's sampler."""
+        return comfy.samplers.sampler_object(self.sampler)
+
+    def with_model(self, model: ModelPatcher) -> KSamplerRun:
+        """Return the run with another model."""
+        return replace(self, model=model)
 
     @property
     def sigmas(self) -> torch.Tensor:
@@ -77,10 +135,8 @@ class KSamplerRun:
 
     @property
     def samples(self) -> torch.Tensor:
-        """The latents that are gone on from [B, ...]; newer hosts give an empty one the size that the model wants."""
-        known = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
-        ratios = {name: value for name, value in self.latent.items() if name in known}
-        return comfy.sample.fix_empty_latent_channels(self.model, self.latent["samples"], **ratios)
+        """The latents that are gone on from [B, ...]."""
+        return _samples_of(self.model, self.latent)
 
     def sample(self, seed: int, steps: int | None, callback: Callable[..., None] | None) -> Any:
         """Return the samples of one picture: a tensor [1, ...], or the host's NestedTensor."""
@@ -104,11 +160,83 @@ class KSamplerRun:
         )
 
 
-class HostRuns:
-    """The runs of a KSampler, as `tune.Runs`; what they cost is counted in network evaluations.
+@dataclass(frozen=True)
+class GuiderRun:
+    """What a SamplerCustomAdvanced is given, but for the seed.
 
     Args:
-        run: of the KSampler.
+        guider_object, solver, sigmas, noise: of the host: GUIDER, SAMPLER, SIGMAS [n + 1], NOISE.
+        latent: LATENT; its first picture is sampled.
+    """
+
+    guider_object: Any
+    solver: comfy.samplers.Sampler
+    sigmas: torch.Tensor
+    noise: Any
+    latent: dict[str, Any]
+    scheduler = "custom"
+
+    @property
+    def model(self) -> ModelPatcher:
+        """The guider's MODEL."""
+        return self.guider_object.model_patcher
+
+    @property
+    def cfg(self) -> float:
+        """The guidance scale; 1 of a guider that has none."""
+        return float(getattr(self.guider_object, "cfg", 1.0))
+
+    @property
+    def guider(self) -> str:
+        """Kind of the guider."""
+        return type(self.guider_object).__name__
+
+    @property
+    def sampler(self) -> str:
+        """The sampler's name."""
+        return HostSolver(self.solver, self.model, self.cfg).name
+
+    @property
+    def samples(self) -> torch.Tensor:
+        """The latents that are gone on from [B, ...]."""
+        return _samples_of(self.model, self.latent)
+
+    def with_model(self, model: ModelPatcher) -> GuiderRun:
+        """Return the run with another model, in a guider of its own."""
+        guider = copy.copy(self.guider_object)
+        guider.model_patcher, guider.model_options = model, model.model_options
+        return replace(self, guider_object=guider)
+
+    def sample(self, seed: int, steps: int | None, callback: Callable[..., None] | None) -> Any:
+        """Return the samples of one picture: a tensor [1, ...], or the host's NestedTensor."""
+        noise = copy.copy(self.noise)
+        noise.seed = seed
+        latent, mask = self.samples[:1], self.latent.get("noise_mask")
+        samples = self.guider_object.sample(
+            noise.generate_noise({**self.latent, "samples": latent}),
+            latent,
+            self.solver,
+            self.sigmas if steps is None else resampled(self.sigmas, steps),
+            denoise_mask=None if mask is None else mask[:1],
+            callback=callback,
+            disable_pbar=True,
+            seed=seed,
+        )
+        return samples.to(comfy.model_management.intermediate_device())
+
+
+def _samples_of(model: ModelPatcher, latent: dict[str, Any]) -> torch.Tensor:
+    """Return the samples of a LATENT [B, ...]; newer hosts give an empty one the size that the model wants."""
+    known = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
+    ratios = {name: value for name, value in latent.items() if name in known}
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **ratios)
+
+
+class HostRuns:
+    """The runs of a sampling node, as `tune.Runs`; what they cost is counted in network evaluations.
+
+    Args:
+        run: of the node.
         on_step: called after every step of every run.
 
     Raises:
@@ -117,13 +245,13 @@ class HostRuns:
 
     cuts: tuple[int, ...] = ()
 
-    def __init__(self, run: KSamplerRun, on_step: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, run: HostRun, on_step: Callable[[], None] = lambda: None) -> None:
         self._run, self.on_step = run, on_step
-        self.sampler, self.sigmas = run.sampler, run.sigmas
-        solver = HostSolver(comfy.samplers.sampler_object(run.sampler), run.model, run.cfg)
-        traits = probe(solver, self.sigmas.tolist())
-        if solver.interrupted is not None:
-            raise solver.interrupted
+        self.sampler, self.sigmas = run.sampler, run.sigmas.float().cpu()
+        self.solver = HostSolver(run.solver, run.model, run.cfg)
+        traits = probe(self.solver, self.sigmas.tolist())
+        if self.solver.interrupted is not None:
+            raise self.solver.interrupted
         if traits is None or not traits.keeps_levels:
             raise FlexiError(f"{run.sampler} could not be tried, or chooses its own noise levels; tuning is for other samplers")
         self.traits: SamplerTraits = traits
@@ -142,6 +270,7 @@ class HostRuns:
             "steps": len(self.sigmas) - 1,
             "sigmas": [float(sigma) for sigma in self.sigmas],
             "size": list(run.samples.shape[-2:]),
+            **({"guider": run.guider} if run.guider else {}),
         }
 
     def batches(self, seed: int, count: int) -> list[tuple[int, int]]:
@@ -189,7 +318,7 @@ class HostRuns:
             self.on_step()
 
         patched, handle = apply_schedule(self._run.model, schedule, observe=observe)
-        samples = replace(self._run, model=patched).sample(seed, steps, after_step)
+        samples = self._run.with_model(patched).sample(seed, steps, after_step)
         if handle.report is None or handle.report.run is None:
             notes = " ".join(handle.report.notes) if handle.report else "it made no run"
             raise FlexiError(f"the run cannot be tuned: {notes}")

@@ -2,11 +2,12 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folder
+from . import folder, learning
 from .demo import FlexiDemoModel, FlexiDemoPrompt
+from .learning import FlexiLearn
 from .sampling import FlexiApply, FlexiReport
 from .schedules import FlexiLoadSchedule, FlexiPreset, FlexiSaveSchedule, FlexiSchedule
-from .tuning import FlexiTune
+from .tuning import FlexiTune, FlexiTuneGuider
 
 
 class FlexiffusionExtension(ComfyExtension):
@@ -21,12 +22,15 @@ class FlexiffusionExtension(ComfyExtension):
             FlexiApply,
             FlexiReport,
             FlexiTune,
+            FlexiTuneGuider,
+            FlexiLearn,
             FlexiDemoModel,
             FlexiDemoPrompt,
         ]
 
 
 async def comfy_entrypoint() -> ComfyExtension:
-    """Register the folder of schedule files and return the nodes; the host calls this once, when it loads the pack."""
+    """Register the folder of schedule files and the page's questions, and return the nodes; the host calls this once."""
     folder.register()
+    learning.register_routes()
     return FlexiffusionExtension()

@@ -1,9 +1,13 @@
-"""The node that tunes a schedule to a run of the user's own, and keeps it."""
+"""The nodes that tune a schedule to a run of the user's own, and keep it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
+import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +17,29 @@ from comfy_api.latest import io, ui
 
 from ..flexi_core import FlexiError, Schedule, ScheduleError, __version__, load_schedule, save_schedule
 from ..flexi_core.host import apply_schedule
-from ..flexi_core.host_runs import HostRuns, KSamplerRun, progress_bar, sampler_names, scheduler_names
+from ..flexi_core.host_runs import (
+    GuiderRun,
+    HostRun,
+    HostRuns,
+    KSamplerRun,
+    progress_bar,
+    sampler_names,
+    scheduler_names,
+)
 from ..flexi_core.presets import PRESETS, Preset
 from ..flexi_core.timeline import draw_message
-from ..flexi_core.tune import Planned, Tuned, Tuner
+from ..flexi_core.tune import EFFORTS, Planned, Recorded, Tuned, Tuner
 from ..flexi_core.tune.picture import draw_front
 from . import folder
+from .page import tell
 from .sockets import CATEGORY, PAPER, FlexiRunType, FlexiScheduleType
 
 log = logging.getLogger(__name__)
 
-EFFORTS = {"instant": (1, False), "good": (4, True)}  # full runs, and whether blends are fitted in runs of the schedule's own
+_MOST_RECORDED = 2**28  # bytes of recorded runs that stay in memory, for the next wish or after a Cancel
+_TOLD_EVERY = 1.0  # seconds
+# By what the run is: its recorded full runs, and their first picture by the text of its schedule.
+_recorded: OrderedDict[str, tuple[Recorded, dict[str, Any]]] = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -64,39 +80,13 @@ class FlexiTune(io.ComfyNode):
                 io.Combo.Input("sampler_name", options=sampler_names(), tooltip="As at the KSampler."),
                 io.Combo.Input("scheduler", options=scheduler_names(), tooltip="As at the KSampler."),
                 io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip="As at the KSampler."),
-                io.Float.Input(
-                    "speedup",
-                    default=2.0,
-                    min=1.1,
-                    max=10.0,
-                    step=0.1,
-                    tooltip="How many times fewer steps to compute: 2 takes about half the time.",
-                ),
-                io.Float.Input(
-                    "quality_db",
-                    default=0.0,
-                    min=0.0,
-                    max=90.0,
-                    step=1.0,
-                    tooltip="Above 0 it is asked for in place of the speed-up: how near the picture is to come to that of all "
-                    "steps, PSNR in dB. 40 is hard to tell apart, 30 is the same picture with other details.",
-                ),
-                io.Combo.Input(
-                    "effort",
-                    options=list(EFFORTS),
-                    default="good",
-                    tooltip="instant looks at one full run, and takes as long as about three; good looks at four, fits the "
-                    "schedule in runs of its own, and takes as long as about twelve. Once for each run.",
-                ),
+                *_wishes(),
                 io.Vae.Input("vae", optional=True, tooltip="Decodes the two pictures that are shown side by side."),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Samples under the schedule: connect it to the KSampler."),
-                FlexiScheduleType.Output(display_name="schedule"),
-                FlexiRunType.Output(display_name="run", tooltip="For Flexi Report."),
-                io.String.Output(display_name="text", tooltip="What was found, in words."),
-                io.Image.Output(display_name="front", tooltip="How near each speed-up comes."),
-                io.Image.Output(display_name="pictures", tooltip="All steps on the left, the schedule on the right."),
+                *_outcomes(),
             ],
         )
 
@@ -117,25 +107,120 @@ class FlexiTune(io.ComfyNode):
         effort: str,
         vae=None,
     ) -> io.NodeOutput:
-        wanted = _Wanted(speedup, quality_db, effort)
         run = KSamplerRun(model, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
-        pair = draw_message("Two pictures are shown where a schedule is made; this one was kept from before.")
-        try:
-            schedule, words, pair = _found(run, wanted, vae, pair)
-        except FlexiError as error:  # the run is sampled all the same
-            preset = _nearest_preset(speedup)
-            schedule = Preset(preset, 0)
-            words = f"Not tuned: {error}. Flexi Preset {preset} is taken in its place."
-            front = draw_message(words)
-        else:
-            front = _front_of(schedule, words)
-        patched, handle = apply_schedule(model, schedule)
-        letters = schedule.letters if isinstance(schedule, Schedule) else ""
-        shown = {"flexi_steps": (letters,)} | ui.PreviewText(words).as_dict()
-        return io.NodeOutput(patched, schedule, handle, words, front, pair, ui=shown)
+        return _tuned(cls, run, _Wanted(speedup, quality_db, effort), vae, lambda patched: patched)
 
 
-def _found(run: KSamplerRun, wanted: _Wanted, vae: Any, pair: torch.Tensor) -> tuple[Schedule, str, torch.Tensor]:
+class FlexiTuneGuider(io.ComfyNode):
+    """A SamplerCustomAdvanced's inputs -> a guider that samples under a schedule made for just this run."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlexiTuneGuider",
+            display_name="Flexi Tune (Guider)",
+            category=CATEGORY,
+            description="Flexi Tune for graphs with SamplerCustomAdvanced, as those of Flux and of video models are: makes a "
+            "schedule for your own run from a few of its full runs. Give it what the sampler has, and its guider to the "
+            f"sampler. {PAPER}.",
+            inputs=[
+                io.Noise.Input("noise", tooltip="As at the sampler; each sampled run takes a seed of its own."),
+                io.Guider.Input("guider", tooltip="As at the sampler, with its model, LoRAs and all."),
+                io.Sampler.Input("sampler", tooltip="As at the sampler."),
+                io.Sigmas.Input("sigmas", tooltip="As at the sampler: the run's own noise levels."),
+                io.Latent.Input(
+                    "latent_image", tooltip="As at the sampler: its size counts, and its first picture is sampled."
+                ),
+                *_wishes(),
+                io.Vae.Input("vae", optional=True, tooltip="Decodes the two pictures that are shown side by side."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            outputs=[
+                io.Guider.Output(display_name="guider", tooltip="Samples under the schedule: connect it to the sampler."),
+                *_outcomes(),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        noise,
+        guider,
+        sampler,
+        sigmas: torch.Tensor,
+        latent_image: dict[str, Any],
+        speedup: float,
+        quality_db: float,
+        effort: str,
+        vae=None,
+    ) -> io.NodeOutput:
+        run = GuiderRun(guider, sampler, sigmas, noise, latent_image)
+        wanted = _Wanted(speedup, quality_db, effort)
+        return _tuned(cls, run, wanted, vae, lambda patched: run.with_model(patched).guider_object)
+
+
+def _wishes() -> list[Any]:
+    """Return the inputs that say what is asked for."""
+    return [
+        io.Float.Input(
+            "speedup",
+            default=2.0,
+            min=1.1,
+            max=10.0,
+            step=0.1,
+            tooltip="How many times fewer steps to compute: 2 takes about half the time.",
+        ),
+        io.Float.Input(
+            "quality_db",
+            default=0.0,
+            min=0.0,
+            max=90.0,
+            step=1.0,
+            tooltip="Above 0 it is asked for in place of the speed-up: how near the picture is to come to that of all "
+            "steps, PSNR in dB. 40 is hard to tell apart, 30 is the same picture with other details.",
+        ),
+        io.Combo.Input(
+            "effort",
+            options=list(EFFORTS),
+            default="good",
+            tooltip="instant looks at one full run, and takes as long as about three; good looks at four, fits the "
+            "schedule in runs of its own, and takes as long as about sixteen; thorough looks at eight and changes the "
+            "schedule step by step, for as long as a hundred. Once for each run.",
+        ),
+    ]
+
+
+def _outcomes() -> list[Any]:
+    """Return the outputs behind the one that is sampled with."""
+    return [
+        FlexiScheduleType.Output(display_name="schedule"),
+        FlexiRunType.Output(display_name="run", tooltip="For Flexi Report."),
+        io.String.Output(display_name="text", tooltip="What was found, in words."),
+        io.Image.Output(display_name="front", tooltip="How near each speed-up comes."),
+        io.Image.Output(display_name="pictures", tooltip="All steps on the left, the schedule on the right."),
+    ]
+
+
+def _tuned(cls: type[io.ComfyNode], run: HostRun, wanted: _Wanted, vae: Any, sampled: Any) -> io.NodeOutput:
+    """Return a tuning node's outputs; `sampled` makes the first one of the patched model."""
+    pair = draw_message("Two pictures are shown where a schedule is made; this one was kept from before.")
+    node = str(getattr(cls.hidden, "unique_id", ""))
+    try:
+        schedule, words, pair = _found(run, wanted, vae, pair, node)
+    except FlexiError as error:  # the run is sampled all the same
+        preset = _nearest_preset(wanted.speedup)
+        schedule = Preset(preset, 0)
+        words = f"Not tuned: {error}. Flexi Preset {preset} is taken in its place."
+        front = draw_message(words)
+    else:
+        front = _front_of(schedule, words)
+    patched, handle = apply_schedule(run.model, schedule)
+    letters = schedule.letters if isinstance(schedule, Schedule) else ""
+    shown = {"flexi_steps": (letters,)} | ui.PreviewText(words).as_dict()
+    return io.NodeOutput(sampled(patched), schedule, handle, words, front, pair, ui=shown)
+
+
+def _found(run: HostRun, wanted: _Wanted, vae: Any, pair: torch.Tensor, node: str) -> tuple[Schedule, str, torch.Tensor]:
     """Return the schedule that was kept for a run, or one made now, with words and the two pictures."""
     runs = HostRuns(run)
     identity = runs.identity
@@ -143,14 +228,19 @@ def _found(run: KSamplerRun, wanted: _Wanted, vae: Any, pair: torch.Tensor) -> t
     kept = _kept(path)
     if kept is not None:
         return kept, f"{_words(kept)} Kept from before, in {folder.TUNED}/{path.name}.", pair
-    samples, fit = EFFORTS[wanted.effort]
-    n = len(runs.sigmas) - 1
-    # Full runs, the one that the answer is measured in, fits, one or two schedules, plain steps.
-    bar = progress_bar(n * (1 + samples * (4 if fit else 2)) + samples * math.ceil(n / wanted.speedup))
-    runs.on_step = lambda: bar.update(1)
-    tuner = Tuner(runs, samples)
-    front = tuner.front()
-    tuned = tuner.chosen(front, wanted.speedup, wanted.quality or None, fit)
+    effort = EFFORTS[wanted.effort]
+    samples, n = effort.samples, len(runs.sigmas) - 1
+    recorded, runs.first = _recorded_of(identity)
+    # Full runs, the one that the answer is measured in, fits, one to three schedules, plain steps.
+    work = n * (1 + samples * (4 if effort.fit else 2) + effort.local) + samples * math.ceil(n / wanted.speedup)
+    progress = _Progress(round(work) - n * min(samples, len(recorded.watched)), node)
+    runs.on_step = progress.step
+    tuner = Tuner(runs, effort, progress=progress.at, recorded=recorded)
+    try:
+        front = tuner.front()
+        tuned = tuner.chosen(front, wanted.speedup, wanted.quality or None)
+    finally:  # a Cancel leaves what was recorded
+        _keep_recorded(identity, recorded, runs.first)
     schedule = _made(runs, front, tuned, wanted, samples)
     if tuned is not None:
         pair = _side_by_side(run, runs, tuned, vae)
@@ -163,6 +253,52 @@ def _found(run: KSamplerRun, wanted: _Wanted, vae: Any, pair: torch.Tensor) -> t
         log.warning("Flexiffusion: the tuned schedule could not be kept: %s", error)
         note += f" It could not be kept ({error}): the next session makes it again."
     return schedule, f"{_words(schedule)} {note}", pair
+
+
+class _Progress:
+    """Shows on the node how far tuning has come, and the time left.
+
+    Args:
+        work: steps of the network, about.
+        node: its id on the page.
+    """
+
+    def __init__(self, work: int, node: str) -> None:
+        self._work, self._node, self._bar = max(work, 1), node, progress_bar(max(work, 1))
+        self._done, self._began, self._told, self._name = 0, time.monotonic(), 0.0, "full runs"
+
+    def at(self, name: str, done: int, total: int) -> None:
+        """Take note of what is done."""
+        self._name = f"{name}, {done} of {total}"
+
+    def step(self) -> None:
+        """Take note of a step."""
+        self._done += 1
+        self._bar.update(1)
+        now = time.monotonic()
+        if now - self._told >= _TOLD_EVERY:
+            self._told = now
+            left = (now - self._began) / self._done * max(self._work - self._done, 0)
+            tell(f"Tuning: {self._name}; about {left:.0f} s left.", self._node)
+
+
+def _recorded_of(identity: dict[str, Any]) -> tuple[Recorded, dict[str, Any]]:
+    """Return the full runs of a run that are in memory, and the first one's picture."""
+    recorded, first = _recorded.get(_digest(identity), (Recorded(), {}))
+    return recorded, dict(first)
+
+
+def _keep_recorded(identity: dict[str, Any], recorded: Recorded, first: dict[str, Any]) -> None:
+    """Keep full runs in memory, the latest ones within `_MOST_RECORDED`."""
+    key = _digest(identity)
+    _recorded[key] = recorded, dict(list(first.items())[:1])
+    _recorded.move_to_end(key)
+    while sum(kept.bytes for kept, _ in _recorded.values()) > _MOST_RECORDED:
+        _recorded.popitem(last=False)
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _kept(path: Path) -> Schedule | None:
@@ -228,7 +364,7 @@ def _front_of(schedule: Schedule, words: str) -> torch.Tensor:
         return draw_message(words)
 
 
-def _side_by_side(run: KSamplerRun, runs: HostRuns, tuned: Tuned, vae: Any) -> torch.Tensor:
+def _side_by_side(run: HostRun, runs: HostRuns, tuned: Tuned, vae: Any) -> torch.Tensor:
     """Return two pictures beside one another [1, H, 2 W, 3]: all steps, and the schedule."""
     try:
         teacher = next(iter(runs.first.values()))  # the full run was the first
@@ -239,7 +375,7 @@ def _side_by_side(run: KSamplerRun, runs: HostRuns, tuned: Tuned, vae: Any) -> t
         return draw_message(f"The pictures could not be made ({type(error).__name__}: {error}); the schedule is as found.")
 
 
-def _picture(run: KSamplerRun, samples: Any, vae: Any) -> torch.Tensor:
+def _picture(run: HostRun, samples: Any, vae: Any) -> torch.Tensor:
     """Return a latent's first picture [1, H, W, 3], 0..1: decoded, or without a VAE in the latent format's own colours."""
     if getattr(samples, "is_nested", False):
         samples = samples.unbind()[0]

@@ -22,7 +22,7 @@ from flexi_core.files import file_stem
 from flexi_core.presets import all_full
 from flexi_core.replay import Replay
 from flexi_core.run import StepRecord
-from flexi_core.sampler import PLAIN, SamplerTraits, probe
+from flexi_core.sampler import PLAIN, SamplerTraits, Solver, probe
 from flexi_core.schedule import Schedule
 from flexi_core.tune import BlendFitter, Observe, Observed, SampleProgress
 
@@ -139,12 +139,17 @@ class ComfyBackend(BatchedBackend):
             "workflow": workflow.digest(self._graph, self._last.name),
         }
 
+    @property
+    def solver(self) -> Solver:
+        """The sampler of the last node, for any denoiser."""
+        from flexi_core.host import HostSolver
+
+        return HostSolver(self._last.run_sampler, self._model)
+
     @cached_property
     def traits(self) -> SamplerTraits:
         """What the sampler does on the run's noise levels; Euler's, where it cannot be tried."""
-        from flexi_core.host import HostSolver
-
-        return probe(HostSolver(self._last.run_sampler, self._model), self.sigmas.tolist()) or PLAIN
+        return probe(self.solver, self.sigmas.tolist()) or PLAIN
 
     @property
     def most_fitted(self) -> int:

@@ -13,6 +13,7 @@ from flexi_core.errors import FlexiError
 from flexi_core.presets import all_full
 from flexi_core.report import RunReport
 from flexi_core.tune import SampleProgress
+from flexi_core.tune.levels import resampled
 
 from . import workflow
 from .comfyui_host import ComfyHost
@@ -183,20 +184,6 @@ class SamplingNode:
 def model_of(inputs: Mapping[str, Any]) -> Any:
     """Return the MODEL that a sampling node gets, by itself or in a guider."""
     return inputs["guider"].model_patcher if "guider" in inputs else inputs["model"]
-
-
-def resampled(sigmas: torch.Tensor, steps: int) -> torch.Tensor:
-    """Return a grid [steps + 1] with the ends of another [n + 1] and its shape: evenly spread places on it, in log sigma.
-
-    A last 0 stays beside the levels, as in the host's own grids.
-    """
-    levels = sigmas[:-1] if sigmas[-1] == 0 else sigmas
-    count = steps if sigmas[-1] == 0 else steps + 1
-    places = torch.linspace(0, len(levels) - 1, count, dtype=torch.float64)
-    logs, low = levels.double().log(), places.floor().long()
-    high = (low + 1).clamp(max=len(levels) - 1)
-    grid = torch.lerp(logs[low], logs[high], places - low).exp().float()
-    return torch.cat([grid, torch.zeros(1)]) if sigmas[-1] == 0 else grid
 
 
 def _first_item(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -9,24 +9,21 @@ and no sample is so far off that the mean paired error is above the search's mar
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from flexi_core.errors import ScheduleError
 from flexi_core.schedule import Schedule
+from flexi_core.tune import LevelAscent
 
 from .candidate import best_trial, final_of, keep_final, schedule_of
 from .evolution import PAIRED_MARGIN
 from .fitness import Evaluation, Fitness
-from .levels import shortest, with_level
 
-FIRST_STRIDE, LEAST_STRIDE = 0.25, 0.03  # of the way to the next full step
 SHARE = 0.25  # of a search's minutes
 TRIES = 2  # times its evaluations
 _MOVES = "flexi:moves"  # of the study: by schedule
@@ -86,7 +83,7 @@ def move_levels(
     elsewhere = sum(record["seconds"] for candidate, record in records.items() if candidate != text)
     if "start" not in known:
         keep(start=_psnr_db(fitness, schedule_of(best)))
-    ascent = _Ascent(Schedule.parse(text), fitness.sigmas, known["start"])
+    ascent = LevelAscent(Schedule.parse(text), fitness.sigmas, known["start"])
     most = ascent.most if tries is None else tries
     for number, schedule in enumerate(ascent, 1):
         if number <= len(known["tries"]):
@@ -127,63 +124,6 @@ def _unseen(seen: Evaluation, final: Evaluation) -> float:
     return 2 * final.psnr_db - seen.psnr_db
 
 
-class _Ascent:
-    """The tries of a coordinate ascent, each to be answered with `tell` before the next.
-
-    Each full step has a stride of its own, a share of the way to the full step beside it in log sigma: half as long after
-    both directions failed, and the direction that succeeded is tried first the next time.
-
-    Args:
-        schedule: whose full steps are moved.
-        sigmas: the teacher's noise levels [n + 1], where it runs if the schedule has none of its own.
-        psnr_db: of the schedule at its own places, by stage.
-    """
-
-    def __init__(self, schedule: Schedule, sigmas: list[float], psnr_db: list[float]) -> None:
-        self.schedule, self.psnr_db = schedule, psnr_db
-        if schedule.sigmas is None:
-            self.schedule = replace(schedule, sigmas=tuple(map(shortest, sigmas)))
-        self.has_moved = False
-        self._full = [i for i, step in enumerate(schedule.steps()) if step.kind.is_full]
-        self._strides = {at: FIRST_STRIDE for at in self._full[:0:-1]}
-        self._directions = dict.fromkeys(self._strides, 1)
-        self._tried: Schedule | None = None
-
-    @property
-    def most(self) -> int:
-        """How many tries there are where none succeeds, and where as many do: an estimate."""
-        halvings = math.ceil(math.log2(FIRST_STRIDE / LEAST_STRIDE))
-        return 2 * (halvings + 1) * len(self._strides)
-
-    def __iter__(self) -> Iterator[Schedule]:
-        while any(stride >= LEAST_STRIDE for stride in self._strides.values()):
-            for at in [at for at, stride in self._strides.items() if stride >= LEAST_STRIDE]:
-                for direction in (self._directions[at], -self._directions[at]):
-                    before = self.schedule
-                    try:
-                        self._tried = with_level(before, at, self._level(at, direction))
-                    except ScheduleError:  # no float lies between it and the next
-                        continue
-                    yield self._tried
-                    if self.schedule is not before:
-                        self._directions[at] = direction
-                        break
-                else:
-                    self._strides[at] /= 2
-
-    def _level(self, at: int, direction: int) -> float:
-        """Return a full step's noise level one stride on: down the run, or up."""
-        levels, i = self.schedule.sigmas, self._full.index(at)
-        beside = i + direction
-        other = levels[self._full[beside]] if beside < len(self._full) else max(levels[-1], levels[at] / 4)
-        return shortest(levels[at] * (other / levels[at]) ** self._strides[at])
-
-    def tell(self, psnr_db: list[float]) -> None:
-        """Take what the last try reached; one that is better at every stage is gone on from."""
-        if len(psnr_db) == len(self.psnr_db) and all(a > b for a, b in zip(psnr_db, self.psnr_db, strict=True)):
-            self.schedule, self.psnr_db, self.has_moved = self._tried, psnr_db, True
-
-
 def _psnr_db(fitness: Fitness, schedule: Schedule, limits: list[float] | None = None) -> list[float]:
     """Return the mean PSNR of a schedule stage by stage, up to the first that is not above its limit."""
     found: list[float] = []
@@ -195,7 +135,7 @@ def _psnr_db(fitness: Fitness, schedule: Schedule, limits: list[float] | None = 
 
 
 def _result(
-    study: optuna.Study, fitness: Fitness, best: FrozenTrial, ascent: _Ascent, earlier: dict[str, Any] | None
+    study: optuna.Study, fitness: Fitness, best: FrozenTrial, ascent: LevelAscent, earlier: dict[str, Any] | None
 ) -> dict[str, Any] | None:
     """Return what an ascent came to, where that is better on unseen samples than its start and than an earlier result."""
     if not ascent.has_moved:

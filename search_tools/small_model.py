@@ -18,7 +18,7 @@ from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.plan import make_plan
 from flexi_core.replay import Replay
 from flexi_core.run import StepRecord
-from flexi_core.sampler import SamplerTraits
+from flexi_core.sampler import SamplerTraits, Solver
 from flexi_core.schedule import Schedule
 from flexi_core.tune import Observe, SampleProgress
 from flexi_core.unet_steps import NetworkCall
@@ -63,6 +63,11 @@ class SmallModelBackend(BatchedBackend):
     def spec(self) -> dict[str, Any]:
         """What opens this back end again."""
         return {"kind": self.kind}
+
+    @property
+    def solver(self) -> Solver:
+        """The sampler, for any denoiser."""
+        return solver_of(self.settings.sampler)
 
     @cached_property
     def traits(self) -> SamplerTraits:

@@ -19,8 +19,7 @@ from flexi_core.cost import NetworkCost, schedule_cost
 from flexi_core.errors import FlexiError
 from flexi_core.presets import deepcache, segments_for_speedup, uniform
 from flexi_core.schedule import SMALLEST_GAP, Schedule, Segment, StepKind
-
-from .levels import at_levels, even_edges, full_levels, karras_levels
+from flexi_core.tune.levels import at_levels, even_edges, full_levels, karras_levels
 
 FAMILIES = ("paper", "paper-x", "free", "levels")
 # `paper`: equal segments, per segment branch and interval, null steps removed (Flexiffusion, arXiv 2409.17566).

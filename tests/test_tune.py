@@ -18,7 +18,7 @@ from flexi_core.presets import all_full, even
 from flexi_core.run import Run
 from flexi_core.tune import Answer, AnswerMeter, GramRecorder, Planned, Recording, plan_front
 from flexi_core.tune.answer import DEVIATION
-from flexi_core.tune.placement import _terms
+from flexi_core.tune.simulation import term_weights
 
 STEPS, ROWS, SHAPE = 16, 3, (4, 6, 6)
 SIGMAS = torch.tensor([*np.geomspace(14.6, 0.03, STEPS), 0.0])
@@ -133,7 +133,7 @@ def test_the_terms_of_a_blend_are_those_of_a_run():
         history.add(float(place), torch.zeros(1))
     for at in (8, 9, 12):
         expected = np.array(history.changes(float(at), 3))[:, ::-1]  # newest first
-        np.testing.assert_allclose(_terms(np.array([at]), np.array(places[::-1])), expected, atol=1e-12)
+        np.testing.assert_allclose(term_weights(np.array([at]), np.array(places[::-1])), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -51,6 +51,12 @@ class Answer:
         of_denoised = DEVIATION**2 / (DEVIATION**2 + (levels / scale) ** 2) / scale
         return cls(levels, (1 - of_denoised) / levels, REST / levels / scale)
 
+    def at(self, sigmas: np.ndarray) -> Answer:
+        """Return the answer at other noise levels [m], above 0: times sigma, both numbers lie on lines in log sigma."""
+        known, wanted = np.log(self.sigmas)[::-1], np.log(sigmas)
+        gain, rest = (np.interp(wanted, known, (each * self.sigmas)[::-1]) / sigmas for each in (self.gain, self.rest))
+        return Answer(sigmas, gain, rest)
+
     def in_basis(self, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
         """Return gain and rest [n] of what is carried on under a rule."""
         zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 
 from ..fit import Trajectory
 from ..replay import PredictionStore
-from ..sampler import SamplerTraits
+from ..sampler import SamplerTraits, Solver
 from ..schedule import Schedule
 from .blends import Observe
 
@@ -52,6 +52,11 @@ class Runs(Protocol):
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the teacher's samples; also the teacher's part of a schedule file."""
+        ...
+
+    @property
+    def solver(self) -> Solver:
+        """The run's sampler, for any denoiser."""
         ...
 
     @property

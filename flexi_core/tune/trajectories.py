@@ -62,6 +62,22 @@ class Recording:
         with replace_file(path) as temporary:
             temporary.write_bytes(save({"gram": self.gram, "span": self.span}, metadata))
 
+    @staticmethod
+    def identity_of(path: Path) -> dict[str, Any]:
+        """Return what the runs of a file were.
+
+        Raises:
+            FlexiError: it is not a recording.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                identity = json.loads((file.metadata() or {}).get("identity", ""))
+        except (OSError, SafetensorError, ValueError) as error:
+            raise FlexiError(f"{path} is no recording of full runs: {error}") from error
+        if not isinstance(identity, dict):
+            raise FlexiError(f"{path} does not say what was recorded")
+        return identity
+
     @classmethod
     def load(cls, path: Path) -> Recording:
         """Read it from a file.

@@ -1,9 +1,13 @@
-"""Tunes a run: a few full runs are recorded, one accelerated run says how the network answers, and the rest is arithmetic."""
+"""Tunes a run: a few full runs are recorded, one accelerated run says how the network answers, and the rest is arithmetic.
+
+What the arithmetic chose is then tried in runs of its own: with fitted blends, with its full steps at other noise levels, and,
+where time is given, changed step by step for as long as that helps.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -12,16 +16,34 @@ from ..errors import FlexiError
 from ..extrapolation import PredictionHistory
 from ..fit import Trajectory, linear_response
 from ..metrics import data_range, psnr_db
-from ..plan import Plan
 from ..presets import all_full, even, full_steps
-from ..sampler import Solver
 from ..schedule import Schedule
 from .answer import Answer, AnswerMeter
+from .ascent import LevelAscent, PlaceAscent
+from .moves import LevelMoves
 from .placement import Planned, plan_front
 from .runs import Runs
 from .trajectories import GramRecorder, Recording
 
 MEASURED_AT = 2.0  # times fewer steps: of the accelerated run that the network's answer is measured in
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is spent on a schedule.
+
+    Args:
+        samples: full runs to learn from.
+        fit: whether blends are fitted, and levels moved, in runs of the schedule's own.
+        local: full runs, or what takes as long, for changing it step by step.
+    """
+
+    samples: int
+    fit: bool = True
+    local: float = 0.0
+
+
+EFFORTS = {"instant": Effort(1, fit=False), "good": Effort(4), "thorough": Effort(8, local=100.0)}
 
 
 @dataclass(frozen=True)
@@ -48,14 +70,33 @@ class Tuned:
         return self.made_db > self.plain_db
 
 
+@dataclass
+class Recorded:
+    """Full runs that were sampled, batch by batch; they stay when tuning is interrupted, and serve other wishes too.
+
+    Args:
+        watched: by first seed and size of each batch.
+        macs: that each took.
+    """
+
+    watched: dict[tuple[int, int], _Watched] = field(default_factory=dict)
+    macs: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Of memory."""
+        return sum(watched.bytes for watched in self.watched.values())
+
+
 class Tuner:
     """Finds schedules for one run.
 
     Args:
         runs: of the teacher.
-        samples: full runs to record; one is enough at 2x, four are better at 3x.
+        effort: what is spent; or the number of full runs to record, with fits.
         seed: of the first of them.
         progress: called with what is done, the work done and the work in all, in samples.
+        recorded: full runs of the very same run from before; those that are missing are added.
 
     Raises:
         FlexiError: the run's sampler cannot be tuned.
@@ -64,11 +105,14 @@ class Tuner:
     def __init__(
         self,
         runs: Runs,
-        samples: int,
+        effort: Effort | int,
         seed: int = 0,
         progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+        recorded: Recorded | None = None,
     ) -> None:
-        self._runs, self._samples, self._seed, self._progress = runs, samples, seed, progress
+        self.effort = Effort(effort) if isinstance(effort, int) else effort
+        self._runs, self._samples, self._seed, self._progress = runs, self.effort.samples, seed, progress
+        self._recorded = Recorded() if recorded is None else recorded
         self.steps = len(runs.sigmas) - 1
         if self.steps < 3:
             raise FlexiError(f"the run has {self.steps} steps; there is nothing to skip in fewer than 3")
@@ -79,9 +123,8 @@ class Tuner:
         self._rule = rule_of(even(self.steps, full_steps(self.steps, MEASURED_AT)), runs.traits)
         self._levels = [float(level) for level in runs.sigmas[:-1]]
         self._macs, self._one = 0.0, 0.0  # spent, and of one full run
-        self._solve: Solver | None = None
-        self._watched: list[_Watched] = []
         self._teacher = torch.empty(0)
+        self._moves: LevelMoves | None = None
 
     @property
     def full_runs(self) -> float:
@@ -90,36 +133,40 @@ class Tuner:
 
     def front(self) -> list[Planned]:
         """Return the best schedules by number of full steps, with what they are predicted to come to."""
-        recording = self._recorded()
-        response = linear_response(self._solve, self._runs.sigmas, self._rule.basis)
+        recording = self._record()
+        response = linear_response(self._runs.solver, self._runs.sigmas, self._rule.basis)
         if response is None:
             raise self._not_for_it()
-        for (seed, rows), watched in zip(self._runs.batches(self._seed, self._samples), self._watched, strict=True):
+        for batch in self._batches:
+            watched = self._recorded.watched[batch]
             trajectory = Trajectory(watched.states[0].double(), watched.predictions.double())
-            self._runs.keep_trajectory(seed, rows, self._rule.basis, trajectory, response)
+            self._runs.keep_trajectory(*batch, self._rule.basis, trajectory, response)
         known = Answer.guess(self._levels, flow=self._levels[0] <= 1)  # the levels of flow models are shares of 1
         planned = plan_front(recording, response.numpy(), known, self._rule)
         measured = self._measured(known, nearest(planned, full_steps(self.steps, MEASURED_AT)))
+        if not self._runs.traits.draws_noise:  # at other levels it would be other noise
+            self._moves = LevelMoves(recording, self._runs.sigmas, self._runs.solver, response, measured, self._rule)
         return plan_front(recording, response.numpy(), measured, self._rule)
 
-    def confirmed(self, planned: Planned, fit: bool = True) -> Tuned:
-        """Return what a planned schedule comes to on the recorded samples, with blends fitted in its own runs.
+    def confirmed(self, planned: Planned) -> Tuned:
+        """Return what a planned schedule comes to on the recorded samples, as it is or as the effort betters it.
 
         Args:
             planned: of the front.
-            fit: whether blends are fitted too.
         """
-        tried = [planned.schedule]
-        if fit:
-            fitted, macs = self._runs.fit(planned.schedule, self._seed, self._samples)
-            self._macs += macs
-            tried.append(fitted)
-        made = {schedule: self._db(schedule, "schedules") for schedule in dict.fromkeys(tried)}
+        made = {planned.schedule: self._db(planned.schedule)}
+        if self.effort.fit:
+            moved = self._moves and self._moves.moved(planned)
+            for schedule in [planned.schedule, *([moved.schedule] if moved else ())]:
+                fitted = self._fitted(schedule)
+                made.setdefault(fitted, self._db(fitted))
         best = max(made, key=made.__getitem__)
-        plain = self._db(all_full(planned.full), "plain steps")
+        if self.effort.local:
+            best, made[best] = self._local(best, made[best])
+        plain = self._db(all_full(planned.full))
         return Tuned(best, planned.full, planned.predicted_db, made[best], plain)
 
-    def chosen(self, front: Sequence[Planned], speedup: float, quality: float | None = None, fit: bool = True) -> Tuned | None:
+    def chosen(self, front: Sequence[Planned], speedup: float, quality: float | None = None) -> Tuned | None:
         """Return what the schedule for a speed-up, or the cheapest for a quality, comes to; None where none comes so near.
 
         Args:
@@ -127,13 +174,12 @@ class Tuner:
             speedup: how many times fewer steps to compute.
             quality: in place of a speed-up: mean PSNR to the teacher in dB. What was predicted may be missed: then with more
                 full steps.
-            fit: whether blends are fitted too.
         """
         if quality is None:
-            return self.confirmed(nearest(front, full_steps(self.steps, speedup)), fit)
+            return self.confirmed(nearest(front, full_steps(self.steps, speedup)))
         planned = cheapest(front, quality)
         while planned is not None:
-            tuned = self.confirmed(planned, fit)
+            tuned = self.confirmed(planned)
             if tuned.made_db >= quality:
                 return tuned
             planned = next((p for p in front if p.full > tuned.full), None)
@@ -145,47 +191,88 @@ class Tuner:
             "tuning is for other samplers: use flexi search"
         )
 
-    def _recorded(self) -> Recording:
+    @property
+    def _batches(self) -> list[tuple[int, int]]:
+        return self._runs.batches(self._seed, self._samples)
+
+    def _record(self) -> Recording:
+        """Return the recording of all full runs, sampled where they are not there."""
         schedule = replace(all_full(self.steps), basis=self._rule.basis)
         whole: Recording | None = None
-        ends = []
-        for seed, rows in self._runs.batches(self._seed, self._samples):
-            watched = _Watched()
-
-            def observe(plan: Plan, solve: Solver, watched: _Watched = watched) -> _Watched:
-                self._solve = solve
-                return watched
-
-            end, macs = self._runs.observed(schedule, seed, rows, observe)
-            self._macs += macs
-            self._watched.append(watched)
-            ends.append(end)
+        done = 0
+        for batch in self._batches:
+            if batch not in self._recorded.watched:
+                watched = _Watched()
+                watched.end, self._recorded.macs[batch] = self._runs.observed(
+                    schedule, *batch, lambda plan, solve, own=watched: own
+                )
+                self._recorded.watched[batch] = watched  # whole: an interrupted run leaves none
+                self._macs += self._recorded.macs[batch]
+            watched = self._recorded.watched[batch]
             own = watched.gram.recording(watched.clean(self._rule, self._levels[-1]), {"teacher": self._runs.identity})
             whole = own if whole is None else whole.and_those_of(own)
-            self._progress("full runs", sum(map(len, ends)), self._samples)
-        self._teacher = torch.cat(ends)
-        self._one = self._macs / self._samples
+            done += len(watched.end)
+            self._progress("full runs", done, self._samples)
+        self._teacher = torch.cat([self._recorded.watched[batch].end for batch in self._batches])
+        self._one = sum(self._recorded.macs[batch] for batch in self._batches) / self._samples
         return whole
 
     def _measured(self, known: Answer, planned: Planned) -> Answer:
         """Return the network's answer, measured beside the first recorded runs."""
-        seed, rows = self._runs.batches(self._seed, self._samples)[0]
+        batch = self._batches[0]
+        watched = self._recorded.watched[batch]
         computed = [letter == "F" for letter in planned.schedule.letters]
-        meter = AnswerMeter(self._watched[0].states, self._watched[0].predictions, computed, self._levels, self._rule)
-        _, macs = self._runs.observed(planned.schedule, seed, rows, lambda plan, solve: meter)
+        meter = AnswerMeter(watched.states, watched.predictions, computed, self._levels, self._rule)
+        _, macs = self._runs.observed(planned.schedule, *batch, lambda plan, solve: meter)
         self._macs += macs
         self._progress("answer of the network", 1, 1)
         return meter.answer(known)
 
-    def _db(self, schedule: Schedule, name: str) -> float:
-        """Return the mean PSNR of what a schedule makes of the recorded samples."""
+    def _fitted(self, schedule: Schedule) -> Schedule:
+        fitted, macs = self._runs.fit(schedule, self._seed, self._samples)
+        self._macs += macs
+        return fitted
+
+    def _local(self, schedule: Schedule, db: float) -> tuple[Schedule, float]:
+        """Return a schedule changed step by step, each change kept that is better on both halves of the samples, and its PSNR.
+
+        Its full steps' noise levels are moved; where the sampler draws noise, their places.
+        """
+        half = self._samples // 2
+        halves = [(0, half), (half, self._samples - half)] if half else [(0, self._samples)]
+        start = [self._db(schedule, *part) for part in halves]
+        noisy = self._runs.traits.draws_noise
+        ascent = PlaceAscent(schedule, start) if noisy else LevelAscent(schedule, self._runs.sigmas.tolist(), start)
+        limit, best = self.full_runs + self.effort.local, schedule
+        for tried in ascent:
+            if self.full_runs >= limit:
+                break
+            fitted, found = self._fitted(tried), []
+            for part, least in zip(halves, ascent.psnr_db, strict=True):
+                found.append(self._db(fitted, *part))
+                if found[-1] <= least:
+                    break
+            before = ascent.psnr_db
+            ascent.tell(found)
+            if ascent.psnr_db is not before:
+                best, db = fitted, sum(x * count for x, (_, count) in zip(found, halves, strict=True)) / self._samples
+            self._progress("local search", int(self.full_runs), int(limit))
+        return best, db
+
+    def _db(self, schedule: Schedule, first: int = 0, count: int | None = None) -> float:
+        """Return the mean PSNR of what a schedule makes of the recorded samples, or some of them."""
         steps = None if len(schedule) == self.steps else len(schedule)
-        total = self._samples * len(schedule)
+        count = self._samples if count is None else count
+        teacher, name = self._teacher[first : first + count].float(), "schedules" if steps is None else "plain steps"
         made = self._runs.sample(
-            schedule, self._seed, self._samples, steps=steps, progress=lambda done, _: self._progress(name, done, total)
+            schedule,
+            self._seed + first,
+            count,
+            steps=steps,
+            progress=lambda done, _: self._progress(name, done, count * len(schedule)),
         )
         self._macs += made.macs
-        return float(psnr_db(made.latents.float(), self._teacher.float(), data_range(self._teacher)).clamp(max=99).mean())
+        return float(psnr_db(made.latents.float(), teacher, data_range(self._teacher)).clamp(max=99).mean())
 
 
 def nearest(front: Sequence[Planned], full: int) -> Planned:
@@ -208,6 +295,7 @@ class _Watched:
 
     def __init__(self) -> None:
         self.gram = GramRecorder()
+        self.end = torch.empty(0)  # of the run
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def see(self, index: int, x: torch.Tensor, prediction: torch.Tensor) -> None:
@@ -223,6 +311,12 @@ class _Watched:
     def clean(self, rule: Rule, sigma: float) -> torch.Tensor:
         """Return the denoised latents of the last step, on the scale that the run works on: what comes out may have another."""
         return rule.denoised(self._seen[-1][0], sigma, self._seen[-1][1])
+
+    @property
+    def bytes(self) -> int:
+        """Of memory."""
+        tensors = [tensor for pair in self._seen for tensor in pair]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     @property
     def states(self) -> torch.Tensor:

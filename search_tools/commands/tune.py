@@ -63,6 +63,10 @@ def tune(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Full runs to learn from; 1 does at 2x, 4 are better above.")] = 4,
     fit: Annotated[bool, typer.Option("--fit/--no-fit", help="Fit the blends once more in runs of the schedule's own.")] = True,
+    local: Annotated[
+        float,
+        typer.Option(min=0, help="Full runs' time for changing the schedule step by step; 100 is much."),
+    ] = 0.0,
     out: Annotated[Path | None, typer.Option(help="Schedule file. [default: made from the settings]")] = None,
     as_json: Json = False,
 ) -> None:
@@ -70,15 +74,15 @@ def tune(
 
     The run is one of the embedded model, of --unet, or, with --comfyui, of a workflow or a checkpoint of the user's own.
     """
-    from flexi_core.tune import Tuner
+    from flexi_core.tune import Effort, Tuner
 
     check_out(out)
     host = HostChoice(comfyui, workflow, node, prompts, base_directory, checkpoint, prompt, negative)
     backend = open_chosen_backend(sampler, scheduler, steps, cfg, unet=unet, size=size, host=host)
     with console.progress_bar("samples") as bar:
-        tuner = Tuner(backend, samples, progress=bar)
+        tuner = Tuner(backend, Effort(samples, fit, local), progress=bar)
         front = tuner.front()
-        tuned = tuner.chosen(front, speedup, quality, fit)
+        tuned = tuner.chosen(front, speedup, quality)
     ahead = tuned is not None and tuned.is_ahead
     out = out or default_out(backend, tuner.steps / tuned.full if quality is not None and ahead else speedup)
     if ahead:

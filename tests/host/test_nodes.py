@@ -19,6 +19,12 @@ RELEASED = {
     "FlexiSaveSchedule": (["schedule", "file_name", "overwrite"], ["FLEXI_SCHEDULE"], ["schedule"]),
     "FlexiApply": (["model", "schedule", "on_mismatch", "cache", "cache_limit_mib"], ["MODEL", "FLEXI_RUN"], ["model", "run"]),
     "FlexiReport": (["run", "latent"], ["LATENT", "STRING", "IMAGE"], ["latent", "text", "timeline"]),
+    "FlexiTuneGuider": (
+        ["noise", "guider", "sampler", "sigmas", "latent_image", "speedup", "quality_db", "effort", "vae"],
+        ["GUIDER", "FLEXI_SCHEDULE", "FLEXI_RUN", "STRING", "IMAGE", "IMAGE"],
+        ["guider", "schedule", "run", "text", "front", "pictures"],
+    ),
+    "FlexiLearn": (["model", "speedup", "quality_db", "frozen"], ["MODEL", "FLEXI_RUN"], ["model", "run"]),
     "FlexiTune": (
         [
             "model",

@@ -19,6 +19,8 @@ NODES = (
     "FlexiDemoModel",
     "FlexiDemoPrompt",
     "FlexiTune",
+    "FlexiTuneGuider",
+    "FlexiLearn",
 )
 
 

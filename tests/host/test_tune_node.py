@@ -158,3 +158,79 @@ def test_cancel_stops_at_once(host, tune, monkeypatch, schedule_folder):
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         tune()
     assert not list((schedule_folder / "tuned").glob("*.json"))
+
+
+def guided(host, model, cfg=3.0):
+    """Return a guider of the host with its own inputs, as SamplerCustomAdvanced gets them."""
+    from comfy_extras.nodes_custom_sampler import Guider_Basic, Noise_RandomNoise
+
+    guider = host.comfy.samplers.CFGGuider(model) if cfg != 1 else Guider_Basic(model)
+    guider.set_conds(host.positive, host.negative) if cfg != 1 else guider.set_conds(host.positive)
+    if cfg != 1:
+        guider.set_cfg(cfg)
+    return {
+        "noise": Noise_RandomNoise(7),
+        "guider": guider,
+        "sampler": host.comfy.samplers.sampler_object("euler"),
+        "sigmas": host.sigmas(model, "simple", STEPS),
+        "latent_image": {"samples": torch.zeros(1, 3, 16, 16)},
+    }
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_a_guider_samples_nearer_than_plain_steps_that_cost_the_same(host, demo_model, node, schedule_folder, cfg):
+    given = guided(host, demo_model, cfg)
+    cls = node("FlexiTuneGuider")
+    try:
+        with torch.inference_mode():
+            shown = cls.execute(**given, speedup=2.0, quality_db=0.0, effort="instant").args
+            made, whole, plain = (
+                guider.sample(
+                    given["noise"].generate_noise(given["latent_image"]), given["latent_image"]["samples"], given["sampler"],
+                    sigmas, disable_pbar=True, seed=7,
+                )
+                for guider, sigmas in (
+                    (shown[0], given["sigmas"]),
+                    (given["guider"], given["sigmas"]),
+                    (given["guider"], host.sigmas(demo_model, "simple", STEPS // 2)),
+                )
+            )  # fmt: skip
+    finally:
+        for path in (schedule_folder / "tuned").glob("*"):
+            path.unlink()
+    assert shown[3].startswith(f"6 of {STEPS} steps are computed, 2x fewer: "), shown[3]
+    assert shown[2].report.letters.count("F") == STEPS // 2
+    assert given["guider"].model_patcher is demo_model
+    assert psnr(made, whole) > psnr(plain, whole) + 3
+
+
+def test_a_cancel_keeps_what_was_recorded(host, tune, sampled, monkeypatch):
+    import comfy.model_management as management
+
+    before = management.throw_exception_if_processing_interrupted
+    calls = []
+
+    def cancelled():
+        calls.append(1)
+        if len(calls) == 2 * STEPS + 3:  # in the third full run
+            raise management.InterruptProcessingException
+        before()
+
+    monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", cancelled)
+    with pytest.raises(management.InterruptProcessingException):
+        tune(effort="good", cfg=2.5)
+    assert sampled == [STEPS] * 3
+    sampled.clear()
+    assert "Made from 4 full runs" in tune(effort="good", cfg=2.5)["text"]
+    whole = len(sampled)
+    sampled.clear()
+    tune(effort="good", cfg=2.5, speedup=3.0)  # the recorded runs serve another wish
+    assert len(sampled) < whole
+
+
+def test_thorough_is_no_farther_off_than_good(tune):
+    good, thorough = tune(effort="good", speedup=3.0), tune(effort="thorough", speedup=3.0)
+    assert thorough["schedule"].letters.count("F") == good["schedule"].letters.count("F")
+    measured = thorough["schedule"].info["measured"]
+    assert measured["samples"] == 8
+    assert measured["psnr_db"] > measured["plain_db"]

@@ -13,8 +13,9 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import torch
 
-from flexi_core.schedule import Schedule, Segment, StepKind
+from ..schedule import Schedule, Segment, StepKind
 
 
 def karras_levels(sigmas: Sequence[float], count: int, rho: float) -> list[float]:
@@ -86,6 +87,20 @@ def with_level(schedule: Schedule, at: int, level: float) -> Schedule:
 def shortest(level: float) -> float:
     """Return a noise level as the shortest number that a run's 32 bits hold alike."""
     return float(str(np.float32(level)))
+
+
+def resampled(sigmas: torch.Tensor, steps: int) -> torch.Tensor:
+    """Return a grid [steps + 1] with the ends of another [n + 1] and its shape: evenly spread places on it, in log sigma.
+
+    A last 0 stays beside the levels, as in the host's own grids.
+    """
+    levels = sigmas[:-1] if sigmas[-1] == 0 else sigmas
+    count = steps if sigmas[-1] == 0 else steps + 1
+    places = torch.linspace(0, len(levels) - 1, count, dtype=torch.float64)
+    logs, low = levels.double().log(), places.floor().long()
+    high = (low + 1).clamp(max=len(levels) - 1)
+    grid = torch.lerp(logs[low], logs[high], places - low).exp().float()
+    return torch.cat([grid, torch.zeros(1)]) if sigmas[-1] == 0 else grid
 
 
 def _share(high: float, low: float, level: float) -> float:
