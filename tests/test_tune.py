@@ -16,8 +16,21 @@ from flexi_core.metrics import data_range, psnr_db
 from flexi_core.plan import make_plan
 from flexi_core.presets import all_full, even
 from flexi_core.run import Run
-from flexi_core.tune import Answer, AnswerMeter, GramRecorder, Planned, Recording, plan_front
+from flexi_core.tune import (
+    Answer,
+    AnswerMeter,
+    Facts,
+    GramRecorder,
+    Learner,
+    LevelMoves,
+    Planned,
+    Recording,
+    Shelf,
+    nearest,
+    plan_front,
+)
 from flexi_core.tune.answer import DEVIATION
+from flexi_core.tune.ascent import PlaceAscent
 from flexi_core.tune.simulation import term_weights
 
 STEPS, ROWS, SHAPE = 16, 3, (4, 6, 6)
@@ -43,7 +56,7 @@ def run(sampler: str, schedule: Schedule, observer=None) -> torch.Tensor:
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
         return run.predict(x, sigma, lambda: network(x, sigma))
 
-    return solver_of(sampler)(denoise, start, SIGMAS.double(), 3)
+    return solver_of(sampler)(denoise, start, plan.sampled(SIGMAS.double()), 3)
 
 
 def rule(sampler: str):
@@ -224,3 +237,183 @@ def test_a_run_that_was_not_seen_to_its_end_is_refused():
     recorder.see(2, torch.zeros(1, 4), torch.zeros(1, 4))
     with pytest.raises(FlexiError, match="3 steps 2 were seen"):
         recorder.recording(torch.zeros(1, 4), {})
+
+
+def facts(sampler="euler", sigmas=SIGMAS, **identity):
+    """Return what a run of the exact network is."""
+    traits = traits_of(sampler, sigmas)
+    return Facts({"sampler": sampler, **identity}, traits, sigmas.tolist(), solver_of(sampler), latent_bytes=1000, rows=ROWS)
+
+
+def learned(learner, sampler="euler", **identity):
+    """Return the lesson of a run, which is sampled as it says."""
+    lesson = learner.lesson(facts(sampler, **identity))
+    if lesson.schedule is not None:
+        run(sampler, lesson.schedule, lesson.observer)
+        lesson.finish()
+    return lesson
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    return Shelf(tmp_path / "learned")
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "euler_ancestral"])
+def test_a_run_is_recorded_then_planned_and_comes_as_near_as_foretold(shelf, sampler):
+    told = []
+    learner = Learner(shelf, speedup=2.0, runs=ROWS + 1, tell=told.append)
+    first, second = learned(learner, sampler), learned(learner, sampler)
+    assert first.schedule.is_all_full and second.schedule.is_all_full
+    third = learned(learner, sampler)
+    assert third.schedule.letters.count("F") == STEPS // 2
+    assert third.observer is None
+    assert told[0].startswith(f"Recording 1 of {ROWS + 1}")
+    assert told[1].startswith(f"Recording {ROWS + 1} of {ROWS + 1}")
+    foretold = float(told[2].split("Predicted: ")[1].split(" ")[0])
+    # Its answers stray nowhere, which is not known before.
+    assert foretold - 3 < true_db(sampler, third.schedule)
+    assert true_db(sampler, third.schedule) > true_db(sampler, even(STEPS, STEPS // 2))
+
+
+def test_another_learner_goes_on_from_the_same_folder(shelf):
+    learned(Learner(shelf, runs=1))
+    lesson = learned(Learner(Shelf(shelf.folder), runs=1))
+    assert lesson.schedule.letters.count("F") == STEPS // 2
+    again = Learner(Shelf(shelf.folder), speedup=4.0, runs=1)
+    assert learned(again).schedule.letters.count("F") == STEPS // 4
+    assert again.learned == [learned(again).schedule]
+
+
+def test_what_is_forgotten_is_recorded_again(shelf):
+    learner = Learner(shelf, runs=1)
+    learned(learner)
+    learned(learner)
+    assert learner.forget() == 1
+    assert list(shelf.folder.iterdir()) == []
+    assert learned(learner).words[0].startswith("Recording 1 of 1")
+
+
+def test_a_new_run_says_what_is_new_about_it(shelf):
+    learner = Learner(shelf, runs=1)
+    assert "new" not in learned(learner, size=[8, 8], patches="a").words[0]
+    assert "(new LoRA)" in learned(learner, size=[8, 8], patches="b").words[0]
+    assert "(new size)" in learned(learner, size=[9, 9], patches="b").words[0]
+
+
+def test_a_schedule_that_is_frozen_runs_and_nothing_is_recorded(shelf):
+    learner = Learner(shelf, frozen=[even(STEPS, 3)])
+    lesson = learned(learner)
+    assert lesson.schedule == even(STEPS, 3)
+    assert lesson.observer is None
+    assert not shelf.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"sampler": "heun"}, "several times a step"),
+        ({"sigmas": SIGMAS[-4:]}, "3 steps"),
+        ({"sigmas": torch.linspace(10, 0, 202)}, "201 steps"),
+    ],
+)
+def test_a_run_that_cannot_be_learned_is_plain_and_says_why(shelf, changed, said):
+    lesson = Learner(shelf).lesson(facts(**changed))
+    assert lesson.schedule is None
+    assert said in lesson.words[0]
+
+
+def test_latents_that_are_too_large_are_not_recorded(shelf):
+    given = facts()
+    huge = Facts(given.identity, given.traits, given.sigmas, given.solve, latent_bytes=2**30)
+    assert "larger than 1024 MiB" in Learner(shelf).lesson(huge).words[0]
+
+
+def test_words_that_cannot_be_told_cost_nothing(shelf):
+    def tell(words):
+        raise ConnectionError("the page is gone")
+
+    assert Learner(shelf, tell=tell).lesson(facts()).schedule.is_all_full
+
+
+def test_a_shelf_keeps_the_newest_runs_within_its_bounds(shelf, monkeypatch):
+    monkeypatch.setattr("flexi_core.tune.shelf.MOST_RUNS", 2)
+    learner = Learner(shelf, runs=100)
+    for number in range(8):
+        learned(learner, number=number)
+    assert len(list(shelf.folder.iterdir())) == 4
+    assert shelf.recording({"sampler": "euler", "number": 7}) is not None
+    monkeypatch.setattr("flexi_core.tune.shelf.MOST_BYTES", 1)
+    learned(learner, number=9)
+    assert list(shelf.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("spoilt", ["{", '{"format": "other"}', '{"format": "flexiffusion-front-1", "identity": {}}'])
+def test_a_broken_front_is_planned_again(shelf, spoilt):
+    learner = Learner(shelf, runs=1)
+    learned(learner)
+    expected = learned(learner).schedule
+    (path,) = shelf.folder.glob("*.json")
+    path.write_text(spoilt)
+    assert learned(Learner(shelf, runs=1)).schedule == expected
+
+
+def test_a_folder_that_takes_nothing_costs_the_learning_alone(tmp_path):
+    (tmp_path / "learned").write_text("in the way")
+    learner = Learner(Shelf(tmp_path / "learned"), runs=1)
+    assert learned(learner).schedule.is_all_full
+    assert learned(learner).schedule.is_all_full
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+def test_moved_levels_come_as_near_as_foretold_and_nearer_than_before(sampler):
+    how = rule(sampler)
+    response = linear_response(solver_of(sampler), SIGMAS, how.basis)
+    known = exact(Answer.guess(SIGMAS[:-1].tolist()))
+    front = plan_front(recorded(sampler), response.numpy(), known, how)
+    moves = LevelMoves(recorded(sampler), SIGMAS, solver_of(sampler), response, known, how)
+    for full in (4, 6):
+        planned = nearest(front, full)
+        moved = moves.moved(planned)
+        assert moved is not None
+        assert moved.schedule.letters.count("F") == planned.full
+        assert moved.schedule.sigmas is not None
+        assert moved.predicted_db > planned.predicted_db
+        assert true_db(sampler, moved.schedule) > true_db(sampler, planned.schedule)
+        # Between the recorded levels the network is a curve through four of them.
+        assert moved.predicted_db == pytest.approx(true_db(sampler, moved.schedule), abs=6)
+
+
+def test_unmoved_levels_are_foretold_as_planned():
+    how = rule("dpmpp_2m")
+    response = linear_response(solver_of("dpmpp_2m"), SIGMAS, how.basis)
+    known = Answer.guess(SIGMAS[:-1].tolist())
+    moves = LevelMoves(recorded("dpmpp_2m"), SIGMAS, solver_of("dpmpp_2m"), response, known, how)
+    for planned in plan_front(recorded("dpmpp_2m"), response.numpy(), known, how)[2:6]:
+        own = Schedule(planned.schedule.segments, basis=planned.schedule.basis, sigmas=tuple(SIGMAS.tolist()))
+        assert moves._foretold(own)[1] == pytest.approx(planned.predicted_db, abs=0.05)
+
+
+def test_an_answer_at_the_levels_it_was_measured_at_is_itself():
+    known = Answer.guess(SIGMAS[:-1].tolist())
+    again = known.at(known.sigmas)
+    np.testing.assert_allclose(again.gain, known.gain, rtol=1e-9)
+    np.testing.assert_allclose(again.rest, known.rest, rtol=1e-9)
+
+
+def test_an_ascent_in_places_finds_the_best_ones_near_by():
+    best = Schedule.parse("FXX|FX|FXXX|FX")
+    letters = best.letters
+
+    def score(schedule):
+        return -sum(a != b for a, b in zip(schedule.letters, letters, strict=True))
+
+    start = Schedule.parse("FX|FXXX|FX|FXX")
+    ascent = PlaceAscent(start, [float(score(start))])
+    tried = []
+    for schedule in ascent:
+        tried.append(schedule.letters)
+        assert schedule.letters.count("F") == 4 and schedule.letters[0] == "F"
+        ascent.tell([float(score(schedule))])
+    assert ascent.schedule.letters == letters
+    assert len(tried) == len(set(tried))
