@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -52,8 +53,28 @@ def one_line_errors(command: Callable) -> Callable:
         except KeyboardInterrupt as error:
             err.print("flexi: interrupted")
             raise typer.Exit(130) from error
+        except Exception as error:  # a damaged file of studies shows itself wherever it is read
+            if (words := _of_a_storage(error)) is None:
+                raise
+            err.print(f"flexi: {words}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from error
 
     return wrapped
+
+
+def _of_a_storage(error: Exception) -> str | None:
+    """Return in words what a storage's driver raised; None of any other error."""
+    if "optuna" not in sys.modules:  # nothing was stored or read
+        return None
+    from .storage import storage_errors
+
+    try:
+        with storage_errors("the study storage failed", "If its file is damaged, take a copy of it from before"):
+            raise error
+    except FlexiError as said:
+        return str(said)
+    except Exception:
+        return None
 
 
 def make_folder(folder: Path) -> None:

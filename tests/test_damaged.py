@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -212,6 +213,31 @@ def test_a_failing_disk_is_one_line(capsys):
     with pytest.raises(Exception) as caught:
         command()
     assert getattr(caught.value, "exit_code", None) == 2
+
+
+def test_a_storage_that_fails_anywhere_in_a_command_is_one_line(capsys):
+    from optuna.exceptions import StorageInternalError
+
+    def failing():
+        try:
+            raise ValueError("database disk image is malformed\nand more")
+        except ValueError as error:
+            raise StorageInternalError("An exception is raised during the commit.") from error
+
+    with pytest.raises(typer.Exit) as left:
+        console.one_line_errors(failing)()
+    assert left.value.exit_code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("flexi: the study storage failed: database disk image is malformed. ")
+    assert len(said.splitlines()) == 1
+
+
+def test_any_other_error_of_a_command_stays_what_it_is():
+    def failing():
+        raise ZeroDivisionError("a fault of ours")
+
+    with pytest.raises(ZeroDivisionError):
+        console.one_line_errors(failing)()
 
 
 def test_a_tensor_survives_being_written(tmp_path):
