@@ -26,7 +26,8 @@ from flexi_core import FlexiError, Schedule
 from flexi_core.files import write_text
 from flexi_core.metrics import data_range, psnr_db
 from flexi_core.presets import Preset, all_full, full_steps
-from flexi_core.tune import EFFORTS, Recorded, Tuner, nearest
+from flexi_core.tune import EFFORTS, Effort, Recorded, Tuner, nearest
+from flexi_core.tune.learning import RUNS as LEARNED_FROM
 from flexi_core.tune.learning import SPREAD_DB
 from search_tools.batches import BatchedBackend
 from search_tools.embedded import EmbeddedBackend
@@ -83,6 +84,14 @@ def tuned(backend: BatchedBackend, effort: str) -> Iterator[tuple[float, Made | 
         yield speedup, Made(made.schedule, spent, made.predicted_db)
 
 
+def learned(backend: BatchedBackend) -> Iterator[tuple[float, Made | None]]:
+    """Yield what Flexi Learn takes at each speed-up, from runs that are made anyway."""
+    front = Tuner(backend, Effort(LEARNED_FROM, fit=False)).front(measured=False)
+    for speedup in SPEEDUPS:
+        planned = nearest(front, full_steps(backend.settings.steps, speedup))
+        yield speedup, Made(planned.schedule, 0.0, planned.predicted_db)
+
+
 def presets(backend: BatchedBackend) -> Iterator[tuple[float, Made | None]]:
     """Yield the preset of each speed-up; None where it samples plainly."""
     for speedup in SPEEDUPS:
@@ -100,6 +109,7 @@ def plain(backend: BatchedBackend) -> Iterator[tuple[float, Made | None]]:
 ARMS: dict[str, Callable[[BatchedBackend], Iterator[tuple[float, Made | None]]]] = {
     "plain steps": plain,
     "preset": presets,
+    "learned": learned,
     **{effort: lambda backend, effort=effort: tuned(backend, effort) for effort in EFFORTS},
 }
 
@@ -155,9 +165,10 @@ def page(found: dict[str, Any], judged: int) -> str:
         "# Tuned schedules on unseen seeds",
         "",
         f"Made by `python benchmarks/tuned.py --dit FILE`: mean PSNR in dB to the run of all steps on {judged} seeds that",
-        "nothing was tuned on, cfg 3; in brackets what finding the schedule took, in full runs of one picture. `instant` looks",
-        "at one full run, `good` at four and fits in runs of the schedule's own, `thorough` at eight and changes the schedule",
-        "step by step for a hundred. A preset that is not offered for a run is `-`.",
+        "nothing was tuned on, cfg 3; in brackets what finding the schedule took, in full runs of one picture. `learned` is",
+        "Flexi Learn's, from two runs that are made anyway. `instant` looks at one full run, `good` at four and fits in runs of",
+        "the schedule's own, `thorough` at eight and changes the schedule step by step for a hundred. A preset that is not",
+        "offered for a run is `-`.",
         "",
         f"| run | | {' | '.join(ARMS)} |",
         f"|-|-|{'-|' * len(ARMS)}",

@@ -131,8 +131,12 @@ class Tuner:
         """What was spent on the network so far, in full runs of one sample."""
         return self._macs / self._one if self._one else 0.0
 
-    def front(self) -> list[Planned]:
-        """Return the best schedules by number of full steps, with what they are predicted to come to."""
+    def front(self, measured: bool = True) -> list[Planned]:
+        """Return the best schedules by number of full steps, with what they are predicted to come to.
+
+        Args:
+            measured: whether the network's answer is measured, in one accelerated run; else it is what most networks have.
+        """
         recording = self._record()
         response = linear_response(self._runs.solver, self._runs.sigmas, self._rule.basis)
         if response is None:
@@ -143,10 +147,12 @@ class Tuner:
             self._runs.keep_trajectory(*batch, self._rule.basis, trajectory, response)
         known = Answer.guess(self._levels, flow=self._levels[0] <= 1)  # the levels of flow models are shares of 1
         planned = plan_front(recording, response.numpy(), known, self._rule)
-        measured = self._measured(known, nearest(planned, full_steps(self.steps, MEASURED_AT)))
+        if measured:
+            known = self._measured(known, nearest(planned, full_steps(self.steps, MEASURED_AT)))
+            planned = plan_front(recording, response.numpy(), known, self._rule)
         if not self._runs.traits.draws_noise:  # at other levels it would be other noise
-            self._moves = LevelMoves(recording, self._runs.sigmas, self._runs.solver, response, measured, self._rule)
-        return plan_front(recording, response.numpy(), measured, self._rule)
+            self._moves = LevelMoves(recording, self._runs.sigmas, self._runs.solver, response, known, self._rule)
+        return planned
 
     def confirmed(self, planned: Planned) -> Tuned:
         """Return what a planned schedule comes to on the recorded samples, as it is or as the effort betters it.
