@@ -432,11 +432,11 @@ def server(checkout: Path, environment: dict[str, str], tmp_path_factory: pytest
 
 
 @contextmanager
-def serving(checkout: Path, environment: dict[str, str], base: Path, *options: str) -> Iterator[Server]:
+def serving(checkout: Path, environment: dict[str, str], base: Path, *options: str, pack: Path = PACK) -> Iterator[Server]:
     """Run a server with a base directory and more options of its own, until it is done with."""
     for name in ("custom_nodes", "models/flexi_schedules", "input", "output", "user", "temp"):
         (base / name).mkdir(parents=True)
-    (base / "custom_nodes" / "flexiffusion").symlink_to(PACK, target_is_directory=True)
+    (base / "custom_nodes" / "flexiffusion").symlink_to(pack, target_is_directory=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
