@@ -47,7 +47,7 @@ class Scene:
         title: of the thumbnail.
         told: the line under the strip's numbers.
         sampler, scheduler, steps, cfg: of the run.
-        schedule: name of a preset, or text of a schedule.
+        schedule: name of a preset, text of a schedule, or a file that comes with the pack.
         model: of the preset.
         caption, seed: what is drawn.
         parts: names of equal stretches of the strip.
@@ -75,7 +75,7 @@ THUMBNAILS = {
                      "a large purple square at the center on a grey background"),
     "flux_2x": Scene("Flux", OTHER, "euler", "simple", 20, 1, "2x",
                      "a large green triangle at the center on a brown background"),
-    "wan22_two_experts": Scene("Wan 2.2, two experts", OTHER, "euler", "simple", 20, 3, "1.5x",
+    "wan22_two_experts": Scene("Wan 2.2, two experts", OTHER, "euler", "simple", 20, 3, "FFFFFXFXXF|FFFFFXFXXF",
                                "a large blue circle at the left on a black background", parts=("high noise", "low noise")),
     "z_image_turbo": Scene("Z-Image Turbo, few steps", OTHER, "res_multistep", "simple", 8, 1, "1.5x",
                            "a large white ring at the center on a navy background"),
@@ -98,9 +98,11 @@ def model() -> DemoModel:
 
 
 def schedule_of(scene: Scene) -> Schedule:
-    """Return the schedule of a scene: a file that comes with the pack, or what the preset becomes for the run."""
+    """Return the schedule of a scene: a file that comes with the pack, a text, or what the preset becomes for the run."""
     if scene.schedule.endswith(".json"):
         return load_schedule(PACK / "flexi_core" / "schedules" / scene.schedule)
+    if scene.schedule.startswith("F"):
+        return Schedule.parse(scene.schedule)
     sigmas = sigmas_of(model(), scene.sampler, scene.scheduler, scene.steps)
     traits = traits_of(scene.sampler, sigmas)
     return Preset(scene.schedule, 0, scene.model).resolve(traits, sigmas.tolist(), scene.cfg != 1).schedule or all_full(
