@@ -74,6 +74,19 @@ def test_all_templates_of_the_archive_are_offered_with_their_thumbnails(unpacked
         assert unpacked.get(f"/api/workflow_templates/flexiffusion/{name}.jpg")[:2] == b"\xff\xd8"
 
 
+def test_the_archive_gives_names_help_and_pictures_in_every_language(unpacked, known):
+    translated = unpacked.get("/i18n")
+    nodes = {name for name, node in known.items() if node["python_module"] == "custom_nodes.flexiffusion"}
+    for language in ("en", "zh", "ja", "es"):
+        assert nodes <= set(translated[language]["nodeDefs"])
+    for node in nodes:
+        pages = [f"{node}.md", *(f"{node}/{language}.md" for language in ("zh", "ja", "es"))]
+        for page in pages:
+            text = unpacked.get(f"/extensions/flexiffusion/docs/{page}").decode()
+            (picture,) = re.findall(r"!\[.+?\]\((.+?)\)", text)
+            assert unpacked.get(f"/extensions/flexiffusion/docs/{picture}")[:8] == b"\x89PNG\r\n\x1a\n"
+
+
 @pytest.mark.parametrize("name", names())
 def test_a_template_opens_without_missing_nodes(known, name):
     assert {node["type"] for node in saved(name)["nodes"]} <= set(known) | PAGE_ONLY
