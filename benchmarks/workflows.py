@@ -23,8 +23,8 @@ FOLDER = Path(__file__).resolve().parents[1] / "example_workflows"
 NOTES = Path(__file__).with_name("workflow_notes.md")
 COLUMN, GAP = 420, 90  # pixels: from a column to the next, and between two nodes of one
 WIDTH = 330
-HEAD, ROW, WIDGET, TEXT, IMAGE = 46, 26, 40, 130, 300  # pixels of height; those of the larger nodes, in Nodes 2.0
-TALL = {"FlexiPreset": 110, "FlexiSchedule": 110, "FlexiLoadSchedule": 110, "FlexiTune": 110, "FlexiReport": 260}
+HEAD, ROW, WIDGET, TEXT, IMAGE = 50, 22, 30, 130, 300  # pixels of height; those of the larger nodes, in Nodes 2.0
+TALL = {"FlexiPreset": 110, "FlexiSchedule": 110, "FlexiLoadSchedule": 110, "FlexiTune": 110, "FlexiReport": 300, "PreviewAny": 130}
 WIDE = {"FlexiReport": 520, "SaveImage": 420, "PreviewImage": 420, "MarkdownNote": 420, "SaveVideo": 420, "PreviewAny": 420}
 SHOWN = {"SaveImage", "PreviewImage", "LoadImage", "SaveVideo"}
 CONTROLLED = {"seed", "noise_seed"}
@@ -97,7 +97,7 @@ class Sheet:
     def note(self, name: str) -> None:
         """Put the note of a name beside the graph, before all else."""
         known = dict(re.findall(r"^## ([^\n]+)\n\n(.+?)(?=\n\n## |\n*\Z)", NOTES.read_text(encoding="utf-8"), re.M | re.S))
-        node = self._place(-1.25, "MarkdownNote", "What this shows", 520)
+        node = self._place(-1.25, "MarkdownNote", "What this shows", 440)
         node |= {"inputs": [], "outputs": [], "properties": {}, "widgets_values": [f"{known[name]}\n\n{known['(all)']}"]}
         node |= {"color": "#432", "bgcolor": "#653"}
 
@@ -221,7 +221,6 @@ def demo(sheet: Sheet) -> None:
                         seed=7, steps=50, cfg=3.0, sampler_name="euler", scheduler="normal")  # fmt: skip
     vae = sheet.add(2, "VAELoader", vae_name="pixel_space")
     reported = report(sheet, 3, applied, sampled)
-    sheet.add(3, "PreviewImage", "The timeline, as an image", images=sheet.out(reported, "timeline"))
     demo_picture(sheet, 4.5, reported, vae, "demo")
     sheet.note("demo")
 
@@ -236,7 +235,6 @@ def with_and_without(sheet: Sheet, file: str, size: int, steps: int, cfg: float,
     fast = sheet.add(2, "KSampler", "A: with Flexiffusion", model=applied, **settings)
     plain = sheet.add(2, "KSampler", "B: plain, every step computed", model=model, **settings)
     reported = report(sheet, 3, applied, fast)
-    sheet.add(3, "PreviewImage", "The steps of A", images=sheet.out(reported, "timeline"))
     picture(sheet, 4.5, reported, vae, f"{name}_a", "A: with Flexiffusion")
     picture(sheet, 4.5, plain, vae, f"{name}_b", "B: plain")
     sheet.note(note)
