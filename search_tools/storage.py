@@ -108,7 +108,7 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, ImportError):
-        return f"{error}; pip install 'comfyui-flexiffusion[distributed]' brings the drivers of PostgreSQL and gRPC"
+        return f"{error}; pip install 'flexiffusion[distributed]' brings the drivers of PostgreSQL and gRPC"
     # A failed remote call prints as a page; its details are the line.
     details = error.details() if hasattr(error, "details") else None
     text = (details or str(error) or type(error).__name__).splitlines()[0]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +37,27 @@ TINY_BLOCKS = 4
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", help="write the table of what was tested in the host to this Markdown file")
     parser.addoption("--saved-workflows", help="write how many saved workflows are what the page makes of them to this file")
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pack as the registry gets it: a zip of the files that git tracks, without those that .comfyignore names."""
+    root = Path(__file__).parents[1]
+    if shutil.which("git") is None or not (root / ".git").exists():
+        pytest.skip("the archive is made of the files that git tracks; this is no git checkout")
+    files = tracked(root) - tracked(root, "--ignored", "--exclude-from=.comfyignore")
+    path = tmp_path_factory.mktemp("archive") / "node.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        for file in sorted(files):
+            made.write(root / file, file)
+    return path
+
+
+def tracked(root: Path, *options: str) -> set[str]:
+    """Return the files that git tracks, all or those that options leave."""
+    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", *options]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {file for file in listed.split("\0") if file and (root / file).is_file()}
 
 
 def tiny_unet(**changes: object) -> UNet:

@@ -26,7 +26,7 @@ def normal(name: str) -> str:
 
 
 def test_the_version_is_one():
-    assert importlib.metadata.version("comfyui-flexiffusion") == flexi_core.__version__
+    assert importlib.metadata.version("flexiffusion") == flexi_core.__version__
     assert f"## [{flexi_core.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
@@ -37,7 +37,7 @@ def test_requirements_ask_for_nothing_that_the_host_lacks_and_never_for_torch():
 
 
 def test_every_package_that_we_ask_for_is_pinned():
-    asked = {normal(re.split(r"[ ;<>=!~\[]", line)[0]) for line in importlib.metadata.requires("comfyui-flexiffusion")}
+    asked = {normal(re.split(r"[ ;<>=!~\[]", line)[0]) for line in importlib.metadata.requires("flexiffusion")}
     pins = names("constraints.txt")
     assert {"torch", "optuna", "typer", "pytest", "ruff"} <= asked
     assert not asked - set(pins)

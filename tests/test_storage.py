@@ -359,7 +359,7 @@ def test_the_end_of_the_last_line_is_found_in_blocks_of_any_size(content, block)
 
 def test_a_missing_driver_names_the_extra_that_brings_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(FlexiError, match=r"comfyui-flexiffusion\[distributed\]"):
+    with pytest.raises(FlexiError, match=r"flexiffusion\[distributed\]"):
         open_storage("postgresql://flexi@127.0.0.1:1/x")
 
 

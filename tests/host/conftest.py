@@ -21,8 +21,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -431,12 +431,22 @@ def server(checkout: Path, environment: dict[str, str], tmp_path_factory: pytest
         yield running
 
 
+@pytest.fixture(scope="session")
+def serve(checkout: Path, environment: dict[str, str]) -> Callable[..., AbstractContextManager[Server]]:
+    """A function of (base, options, packs) that runs one more server; see `serving`."""
+    require_v3_nodes()
+    return functools.partial(serving, checkout, environment)
+
+
 @contextmanager
-def serving(checkout: Path, environment: dict[str, str], base: Path, *options: str) -> Iterator[Server]:
-    """Run a server with a base directory and more options of its own, until it is done with."""
+def serving(
+    checkout: Path, environment: dict[str, str], base: Path, *options: str, packs: Mapping[str, Path] | None = None
+) -> Iterator[Server]:
+    """Run a server with a base directory, more options and packs (folders by name) of its own, until it is done with."""
     for name in ("custom_nodes", "models/flexi_schedules", "input", "output", "user", "temp"):
         (base / name).mkdir(parents=True)
-    (base / "custom_nodes" / "flexiffusion").symlink_to(PACK, target_is_directory=True)
+    for name, folder in (packs or {"flexiffusion": PACK}).items():
+        (base / "custom_nodes" / name).symlink_to(folder, target_is_directory=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

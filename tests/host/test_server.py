@@ -273,5 +273,5 @@ def test_page_gets_the_strip_the_help_and_the_names(server):
 
 
 def test_example_workflow_is_among_the_templates_with_its_thumbnail(server):
-    assert server.get("/workflow_templates")["flexiffusion"] == ["flexiffusion_demo"]
+    assert "flexiffusion_demo" in server.get("/workflow_templates")["flexiffusion"]
     assert server.get("/api/workflow_templates/flexiffusion/flexiffusion_demo.jpg")[:2] == b"\xff\xd8"
