@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import folder
 from .demo import FlexiDemoModel, FlexiDemoPrompt
+from .joining import FlexiJoinModels
 from .sampling import FlexiApply, FlexiReport
 from .schedules import FlexiLoadSchedule, FlexiPreset, FlexiSaveSchedule, FlexiSchedule
 from .tuning import FlexiTune
@@ -21,6 +22,7 @@ class FlexiffusionExtension(ComfyExtension):
             FlexiApply,
             FlexiReport,
             FlexiTune,
+            FlexiJoinModels,
             FlexiDemoModel,
             FlexiDemoPrompt,
         ]

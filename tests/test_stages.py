@@ -75,7 +75,7 @@ def test_a_boundary_is_a_level_in_every_unit():
     sigmas, ends = [1.0, 0.9, 0.7, 0.4, 0.0], (0.001, 1.0)
     assert Boundary(0.7, "sigma").level(sigmas, flow, ends) == 0.7
     assert Boundary(0.875, "timestep").level(sigmas, flow, ends) == pytest.approx(0.875)
-    assert [Boundary(0.0, unit).level(sigmas, flow, ends) for unit in UNITS[3:]] == pytest.approx([0.875, 0.9])
+    assert [Boundary(80.0, unit).level(sigmas, flow, ends) for unit in UNITS[3:]] == pytest.approx([0.875, 0.9])
     assert [Boundary(share, UNITS[2]).level(sigmas, flow, ends) for share in (0, 0.5, 0.7, 1)] == [1.0, 0.7, 0.4, 0.0]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..errors import FlexiError
 from ..sampler import SIGMA_TOLERANCE
 
+MOST = 1e18  # sigma; where a schedule's noise levels end too
 _HALVINGS = 60  # of an interval of noise levels: below float32's rounding
 WAN_BOUNDARIES = {"Wan 2.2 text to video (0.875)": 0.875, "Wan 2.2 image to video (0.900)": 0.9}
 UNITS = ("timestep", "sigma", "share of the run", *WAN_BOUNDARIES)
@@ -35,7 +36,7 @@ class Stages:
         if len(self.names) != len(self.boundaries) + 1 or not falls or not all(level >= 0 for level in self.boundaries):
             found = ", ".join(f"{level:g}" for level in self.boundaries)
             raise FlexiError(
-                f"{len(self.names)} stages have the boundaries {found}; expected one fewer, each a noise level below the one before"
+                f"{len(self.names)} stages have the boundaries {found}; expected one fewer, each a noise level below the last"
             )
 
     def at(self, sigma: float) -> int:
@@ -62,7 +63,7 @@ class Boundary:
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise FlexiError(f"the boundary's unit is {self.unit!r}; expected one of {', '.join(UNITS)}")
-        if not (0 <= self.value < math.inf if self.unit == "sigma" else 0 <= self.value <= 1):
+        if self.unit not in WAN_BOUNDARIES and not 0 <= self.value <= (MOST if self.unit == "sigma" else 1):
             wanted = "0 or more" if self.unit == "sigma" else "0 to 1"
             raise FlexiError(f"the boundary is {self.value:g}; as {self.unit} it is {wanted}")
 

@@ -38,6 +38,7 @@ RELEASED = {
         ["MODEL", "FLEXI_SCHEDULE", "FLEXI_RUN", "STRING", "IMAGE", "IMAGE"],
         ["model", "schedule", "run", "text", "front", "pictures"],
     ),
+    "FlexiJoinModels": (["high_noise", "low_noise", "boundary", "unit", "boundary_in_grid"], ["MODEL"], ["model"]),
     "FlexiDemoModel": ([], ["MODEL"], ["model"]),
     "FlexiDemoPrompt": (["caption"], ["CONDITIONING"], ["conditioning"]),
 }
