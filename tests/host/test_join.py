@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flexi_core import FlexiError
-from flexi_core.stages.bounds import Boundary
+from flexi_core.stages.bounds import UNITS, Boundary
 
 STEPS = 8
 MIXED = ["F|FXX|FPX@2|F", "FXXXXXXX", "F|FPPPPP@2|F", "FNNN|FNNN", "2*(FNXX)", "FPPP@1|FPPP@1", "F|f|f|Ff|fX|F"]
@@ -252,3 +252,30 @@ def test_presets_over_a_joined_model_save_as_much_less_one_step(host, join, sigm
         model, handle = host.adapter.apply_schedule(join(level), Preset("2x"))
         host.sample(model, steps=steps)
         assert 10 <= handle.report.letters.count("F") <= 11 and len(handle.report.stages) == 2
+
+
+WAN = {"dim": 64, "ffn_dim": 128, "freq_dim": 64, "text_dim": 32, "num_heads": 2, "num_layers": 4, "model_type": "t2v"}
+
+
+@pytest.mark.parametrize("unit", UNITS[3:])
+def test_two_experts_of_wan_share_a_schedule_and_no_feature(host, typed_model, generated, join, apply, unit):
+    """Their published boundary is a share of the network's own time, whatever the shift; a flow's windows round otherwise."""
+    experts = [typed_model("WAN21_T2V", {**WAN, "dtype": torch.float32}) for _ in range(2)]
+    generated(experts[1].model.diffusion_model, seed=1)
+    sampling = experts[0].get_model_object("model_sampling")
+    noise = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    prompts = [[[torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(seed)), {}]] for seed in (1, 2)]
+    options = {"noise": noise, "positive": prompts[0], "negative": prompts[1], "latent_image": noise * 0, "scheduler": "simple"}
+    levels = host.sigmas(experts[0], "simple", 10).tolist()
+    share = float(unit[-6:-1])
+    step = sum(float(sampling.timestep(torch.tensor(level))) > share * 1000 for level in levels)
+    assert 1 < step < 9
+    text = "F|FPPPPPPPP@2"
+    models = [apply(each, text)[0] for each in experts]
+    half = host.sample(models[0], steps=10, last_step=step, **options)
+    later = {**options, "noise": noise * 0, "latent_image": half, "disable_noise": True}
+    windowed = host.sample(models[1], steps=10, start_step=step, **later)
+    model, handle = apply(join(0.0, *experts, unit=unit), text)
+    torch.testing.assert_close(host.sample(model, steps=10, **options), windowed, rtol=1e-3, atol=1e-3)
+    assert handle.report.letters == "FF" + "P" * (step - 2) + "F" + "P" * (9 - step)
+    assert all(stage.macs for stage in handle.report.stages)

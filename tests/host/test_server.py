@@ -19,6 +19,7 @@ NODES = (
     "FlexiDemoModel",
     "FlexiDemoPrompt",
     "FlexiTune",
+    "FlexiJoinModels",
 )
 
 
