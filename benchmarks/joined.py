@@ -39,6 +39,7 @@ SEED = 3_000_000  # far from those of training and search
 STEPS, CFG = 20, 3.0
 _BATCH, _RATE, _AVERAGED = 32, 1e-4, 0.995
 _HELD_OUT = 512
+_MIB_PER_SQUARE = 0.0059  # of a generated network's channels
 
 app = typer.Typer(add_completion=False)
 
@@ -247,7 +248,7 @@ def memory(
 
 def _network(mib: int) -> dict[str, Any]:
     """Return the description of a U-Net of about this size in float32."""
-    channels = max(32, round((mib / 4.4) ** 0.5) // 1 * 8 // 32 * 32)
+    channels = max(1, round((mib / _MIB_PER_SQUARE) ** 0.5 / 32)) * 32
     return {
         "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": channels, "context_dim": 64,
         "channel_mult": [1, 2], "num_res_blocks": [2, 2], "transformer_depth": [0, 0, 1, 1], "transformer_depth_middle": 1,
