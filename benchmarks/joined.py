@@ -206,6 +206,7 @@ def memory(
     before, _ = _resident_mib()
 
     def expert(name: str) -> Any:
+        torch.manual_seed(len(name))
         config = comfy.supported_models.SD15(_network(mib))
         inner = comfy.model_base.BaseModel(config, device=torch.device("cpu")).eval()
         for value in inner.diffusion_model.parameters():

@@ -165,9 +165,7 @@ def cluster(similarity: np.ndarray, sigmas: Sequence[float], stages: int, by_wid
     """
     count = len(sigmas)
     if stages < 1 or least < 1 or stages * least > count:
-        raise FlexiError(
-            f"{count} levels cannot be divided into {stages} stages of {least} or more; take fewer, or more levels"
-        )
+        raise FlexiError(f"{count} levels cannot be divided into {stages} stages of {least} or more; take fewer stages")
     sums = np.zeros((count + 1, count + 1))
     sums[1:, 1:] = similarity.cumsum(0).cumsum(1)
     best = np.full((stages + 1, count + 1), -math.inf)
