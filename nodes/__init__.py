@@ -4,9 +4,9 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import folder
 from .demo import FlexiDemoModel, FlexiDemoPrompt
-from .joining import FlexiJoinModels
 from .sampling import FlexiApply, FlexiReport
 from .schedules import FlexiLoadSchedule, FlexiPreset, FlexiSaveSchedule, FlexiSchedule
+from .stages import FlexiJoinModels, FlexiStageModel
 from .tuning import FlexiTune
 
 
@@ -23,6 +23,7 @@ class FlexiffusionExtension(ComfyExtension):
             FlexiReport,
             FlexiTune,
             FlexiJoinModels,
+            FlexiStageModel,
             FlexiDemoModel,
             FlexiDemoPrompt,
         ]

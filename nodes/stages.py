@@ -1,11 +1,14 @@
-"""The node that makes one model of two experts."""
+"""Nodes for models that are several networks: two experts joined, and decoders for stages of noise levels."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..flexi_core.host import join_models
+from ..flexi_core import FlexiError
+from ..flexi_core.host import join_models, stage_model
 from ..flexi_core.stages.bounds import UNITS, Boundary
+from ..flexi_core.stages.network import load_stages
+from . import folder
 from .sockets import CATEGORY, PAPER
 
 
@@ -55,3 +58,47 @@ class FlexiJoinModels(io.ComfyNode):
     def execute(cls, high_noise, low_noise, boundary: float, unit: str, boundary_in_grid: bool) -> io.NodeOutput:
         model, notes = join_models(high_noise, low_noise, Boundary(boundary, unit), boundary_in_grid)
         return io.NodeOutput(model, ui=ui.PreviewText("\n".join(notes)) if notes else None)
+
+
+class FlexiStageModel(io.ComfyNode):
+    """A U-Net and a stage file -> a model with a decoder for each stage."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlexiStageModel",
+            display_name="Flexi Stage Model",
+            category=CATEGORY,
+            description="Gives a U-Net a decoder of its own for each stretch of noise levels, from a stage file (multi-stage "
+            "framework, arXiv 2312.09181): the encoder stays the model's, decoders are as wide as their stage needs. A "
+            f"schedule carries nothing from stage to stage. {PAPER}.",
+            inputs=[
+                io.Model.Input("model", tooltip="The U-Net that the decoders were trained on; another one is refused."),
+                io.Combo.Input(
+                    "file",
+                    options=folder.stage_names(),
+                    tooltip=f"A stage file, from models/{folder.STAGES}.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        try:
+            load_stages(folder.find_stages(file))
+        except FlexiError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_) -> str:
+        try:
+            status = folder.find_stages(file).stat()
+        except FlexiError:
+            return ""
+        return f"{status.st_mtime_ns} {status.st_size}"
+
+    @classmethod
+    def execute(cls, model, file: str) -> io.NodeOutput:
+        return io.NodeOutput(stage_model(model, folder.find_stages(file)))

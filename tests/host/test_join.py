@@ -213,7 +213,7 @@ def test_models_that_do_not_go_together_are_refused(host, experts, join, sd15_mo
         join(1.0, high, host.model_of_type("V_PREDICTION"))
     with pytest.raises(FlexiError, match="one loaded model"):
         join(1.0, high, high.clone())
-    with pytest.raises(FlexiError, match="the low noise model is joined of two already"):
+    with pytest.raises(FlexiError, match="the low noise model has stages already"):
         join(1.0, high, join(1.0))
     with pytest.raises(FlexiError, match="the boundary is 875; as timestep it is 0 to 1"):
         join(875, unit="timestep")
@@ -279,3 +279,22 @@ def test_two_experts_of_wan_share_a_schedule_and_no_feature(host, typed_model, g
     torch.testing.assert_close(host.sample(model, steps=10, **options), windowed, rtol=1e-3, atol=1e-3)
     assert handle.report.letters == "FF" + "P" * (step - 2) + "F" + "P" * (9 - step)
     assert all(stage.macs for stage in handle.report.stages)
+
+
+def test_a_lora_that_comes_with_a_prompt_is_for_both(host, experts, join, sigmas, windows):
+    from comfy import hooks
+
+    name = "diffusion_model.output_blocks.5.0.in_layers.2.weight"
+    hook, group = hooks.WeightHook(strength_model=0.05), hooks.HookGroup()
+    hook.weights, hook.need_weight_init = {name: ("diff", (torch.ones_like(experts[0].model.state_dict()[name]),))}, False
+    group.add(hook)
+    positive = [[host.positive[0][0], {"hooks": group}]]
+    joined = host.sample(join(sigmas[3]), positive=positive)
+    assert torch.equal(joined, windows(*experts, 3, positive=positive))
+    assert not torch.equal(joined, host.sample(join(sigmas[3])))
+    assert torch.equal(host.sample(join(sigmas[3])), windows(*experts, 3)), "the hook stayed on"
+
+
+def test_a_joined_model_and_what_it_has_are_cloned_together(host, experts, join, apply, sigmas, windows):
+    joined = join(sigmas[3]).clone().clone()
+    assert torch.equal(host.sample(joined), windows(*experts, 3))

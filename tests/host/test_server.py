@@ -20,6 +20,7 @@ NODES = (
     "FlexiDemoPrompt",
     "FlexiTune",
     "FlexiJoinModels",
+    "FlexiStageModel",
 )
 
 
