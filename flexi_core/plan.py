@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from .basis import Rule, rule_of
 from .errors import ScheduleError
-from .sampler import PLAIN, SamplerTraits
+from .sampler import PLAIN, SIGMA_TOLERANCE, SamplerTraits
 from .schedule import SMALLEST_GAP, Schedule, Step, StepKind, falls
+from .stages.bounds import Stages
 
 TOP_TOLERANCE = 1e-3  # of a model's top noise level: a run that begins below it is a window
-# Samplers that convert sigma to their own time and back return it with rounding noise of this relative size.
-SIGMA_TOLERANCE = 1e-4
 _START_TOLERANCE = 1e-3
 
 
@@ -35,6 +34,8 @@ class Plan:
         moved: the noise levels are the schedule's.
         lost: in words, that mapping left nothing of what the schedule saves; empty where it saves something.
         sampler: what the run's sampler does.
+        stages: where the network changes; None where it does not.
+        cut: numbers of the steps at which a stage begins that are full for that alone.
     """
 
     sigmas: tuple[float, ...]
@@ -44,6 +45,12 @@ class Plan:
     moved: bool = False
     lost: str = ""
     sampler: SamplerTraits = PLAIN
+    stages: Stages | None = None
+    cut: tuple[int, ...] = ()
+
+    def stage(self, index: int) -> int:
+        """Return the number of the stage that a step begins in."""
+        return 0 if self.stages is None else self.stages.at(self.sigmas[index])
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -112,7 +119,13 @@ class Plan:
         return own or next((step.depth for step in partial if 0 < step.segment - segment <= step.forecast), None)
 
 
-def make_plan(schedule: Schedule, sigmas: Sequence[float], sampler: SamplerTraits = PLAIN, top: float | None = None) -> Plan:
+def make_plan(
+    schedule: Schedule,
+    sigmas: Sequence[float],
+    sampler: SamplerTraits = PLAIN,
+    top: float | None = None,
+    stages: Stages | None = None,
+) -> Plan:
     """Lay a schedule over a run.
 
     A window of a longer run takes its own stretch of the schedule (see `window_of`). With the teacher's sigma grid in the
@@ -125,10 +138,17 @@ def make_plan(schedule: Schedule, sigmas: Sequence[float], sampler: SamplerTrait
         sigmas: the run's noise levels [n + 1], strictly descending, the last >= 0.
         sampler: what the run's sampler does.
         top: the model's highest noise level, where it is known.
+        stages: where the run's network changes. The first step of a stage is full, and a segment that crosses a boundary ends
+            there: what a network's deep features and predictions were says nothing of another's.
 
     Raises:
         ScheduleError: the run has no step, or its sigmas do not fall.
     """
+    plan = _laid(schedule, sigmas, sampler, top)
+    return plan if stages is None else _cut(plan, stages)
+
+
+def _laid(schedule: Schedule, sigmas: Sequence[float], sampler: SamplerTraits, top: float | None) -> Plan:
     check_levels(sigmas)
     sigmas = tuple(float(s) for s in sigmas)
     rule = rule_of(schedule, sampler)
@@ -164,6 +184,19 @@ def make_plan(schedule: Schedule, sigmas: Sequence[float], sampler: SamplerTrait
     if window is None and all(step.kind is StepKind.FULL for step in mapped) and not schedule.is_all_full:
         lost = f"This schedule saves nothing here: made for {len(steps)} steps, laid over {n}, every step is computed."
     return Plan(sigmas, tuple(mapped), rule, mapping, lost=lost, sampler=sampler)
+
+
+def _cut(plan: Plan, stages: Stages) -> Plan:
+    """Return a plan whose segments end where the network changes."""
+    steps, cut, more = [], [], 0
+    for i, (step, sigma) in enumerate(zip(plan.steps, plan.sigmas, strict=False)):
+        if i and stages.at(sigma) != stages.at(plan.sigmas[i - 1]):
+            more += step.segment == plan.steps[i - 1].segment
+            if step.kind is not StepKind.FULL:
+                cut.append(i)
+                step = Step(StepKind.FULL, None, step.segment)
+        steps.append(replace(step, segment=step.segment + more))
+    return replace(plan, steps=tuple(steps), stages=stages, cut=tuple(cut))
 
 
 def window_of(schedule: Schedule, sigmas: Sequence[float], top: float | None) -> int | None:

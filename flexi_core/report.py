@@ -7,8 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby, pairwise
+from statistics import fmean
 
 from .cost import NetworkCost, all_full_evaluations, all_full_macs, count_macs, run_macs
+from .plan import SIGMA_TOLERANCE, Plan
 from .run import FULL_DEPTH, Run
 from .schedule import Schedule, StepKind
 
@@ -44,6 +47,30 @@ class StepReport:
     fallbacks: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class StageReport:
+    """What a stage of a finished run took: the steps that one of its networks computed.
+
+    Args:
+        name: of the stage.
+        steps: that the sampler came to in it, at least one.
+        macs: spent in its network; None where they cannot be counted.
+        seconds: in the network and the guidance.
+    """
+
+    name: str
+    steps: tuple[StepReport, ...]
+    macs: float | None
+    seconds: float
+
+    def __str__(self) -> str:
+        first, last = self.steps[0].number, self.steps[-1].number
+        numbers = f"step {first}" if first == last else f"steps {first} to {last}"
+        kinds = _by_kind(Counter(step.ran for step in self.steps))
+        macs = "" if self.macs is None else f", {_macs(self.macs)}"
+        return f"{self.name[:1].upper()}{self.name[1:]}, {numbers}{kinds}{macs}, {self.seconds:.2f} s."
+
+
 class RunReport:
     """A finished run in numbers and in words.
 
@@ -66,12 +93,13 @@ class RunReport:
         self.seconds = seconds
         self.notes, self.words, self.schedule = tuple(notes), tuple(words), schedule
         self.steps: tuple[StepReport, ...] = ()
+        self._costs: dict[int, NetworkCost | None] = {}
         self.cache_mib = 0.0
         self._run = run
         if run is not None:
             plan = run.plan
             laid = f"The schedule's {plan.mapping}." if plan.mapping and not plan.lost else _MOVED if plan.moved else ""
-            self.notes = (*((laid,) if laid else ()), *self.notes)
+            self.notes = (*((laid,) if laid else ()), *_stage_notes(plan), *self.notes)
             reached = run.reached
             self.steps = tuple(_step_report(run, i, i < reached) for i in range(len(run.plan.steps)))
             otherwise = self._otherwise()
@@ -96,20 +124,49 @@ class RunReport:
         """The sampler's questions, by how they were really answered."""
         return sum((record.kinds for record in self._run.records), Counter()) if self._run else Counter()
 
-    @cached_property
+    @property
     def cost(self) -> NetworkCost | None:
-        """MACs of the run's network, counted once at its own shapes; None where they cannot be counted (said in the log)."""
-        if self._run is None or self._run.first_call is None:
+        """MACs of the run's network, the first one's where it has several; None where they cannot be counted."""
+        return self.cost_in(min(self._run.first_calls)) if self._run is not None and self._run.first_calls else None
+
+    def cost_in(self, stage: int) -> NetworkCost | None:
+        """Return the MACs of a stage's network, counted once at its own shapes; None where they cannot be (said in the log)."""
+        if stage not in self._costs:
+            self._costs[stage] = self._counted(stage)
+        return self._costs[stage]
+
+    def cost_of(self, step: StepReport) -> NetworkCost | None:
+        """Return the MACs of the network that a step belongs to; None where they cannot be counted."""
+        return self.cost if self._run is None else self.cost_in(self._run.plan.stage(step.number - 1))
+
+    def _counted(self, stage: int) -> NetworkCost | None:
+        if self._run is None or stage not in self._run.first_calls:
             return None
         try:
-            return count_macs(*self._run.first_call)
+            return count_macs(*self._run.first_calls[stage])
         except Exception:  # the count is a courtesy
             log.exception("Flexiffusion: the MACs of a run could not be counted")
             return None
 
+    @cached_property
+    def stages(self) -> tuple[StageReport, ...]:
+        """What each stage of the run took; none where one network ran all of it."""
+        plan = self._run.plan if self._run else None
+        if plan is None or plan.stages is None:
+            return ()
+        found = []
+        for stage, of_stage in groupby(self.reached, lambda step: plan.stage(step.number - 1)):
+            steps, cost = tuple(of_stage), self.cost_in(stage)
+            macs = None if cost is None else run_macs((self._run.records[step.number - 1] for step in steps), cost)
+            found.append(StageReport(plan.stages.names[stage], steps, macs, sum(step.seconds for step in steps)))
+        return tuple(found)
+
     @property
     def macs(self) -> float | None:
         """Multiply-accumulates that the run spent in the network."""
+        if self.stages:
+            spent = [stage.macs for stage in self.stages]
+            return None if None in spent else sum(spent)
         return None if self.cost is None else run_macs(self._run.records, self.cost)
 
     @property
@@ -125,6 +182,11 @@ class RunReport:
         """MACs of the same run with every step full, over this run's; without partial steps that needs no count of them."""
         if self._run is None or not self._run.network_calls:
             return None
+        if len(self.stages) > 1:
+            costs = [self.cost_in(self._run.plan.stage(step.number - 1)) for step in self.reached]
+            if None in costs:
+                return None
+            return all_full_macs(self._run, NetworkCost(fmean(cost.full_macs for cost in costs))) / self.macs
         whole_calls = all(depth == FULL_DEPTH for record in self._run.records for depth in record.calls)
         cost = NetworkCost(1.0) if whole_calls else self.cost
         return None if cost is None else all_full_macs(self._run, cost) / run_macs(self._run.records, cost)
@@ -162,8 +224,9 @@ class RunReport:
         lines = [*self.words, f"Flexiffusion: {len(reached)}{of} steps{kinds}.", self.letters]
         if any(step.evaluations != (step.ran is not StepKind.NULL) for step in reached):
             lines.append(f"The sampler asked {asked.total()} times{_by_kind(asked)}.")
+        lines += map(str, self.stages)
         calls, speedup = sum(step.network_calls for step in self.steps), self.speedup_macs
-        if self.cost is not None:
+        if self.macs is not None and speedup is not None:
             lines.append(
                 f"{calls} network calls, {_macs(self.macs)}: {speedup:.2f}x fewer MACs than all steps full "
                 f"({_macs(self.macs * speedup)})."
@@ -216,6 +279,23 @@ class RunReport:
 
     def _fallbacks(self) -> Counter[str]:
         return sum((record.fallbacks for record in self._run.records), Counter()) if self._run else Counter()
+
+
+def _stage_notes(plan: Plan) -> list[str]:
+    """Return in words where a plan's stages changed its steps, or lie across one."""
+    if plan.stages is None:
+        return []
+    kinds = f"step {plan.cut[0] + 1}" if len(plan.cut) == 1 else f"steps {', '.join(str(i + 1) for i in plan.cut)}"
+    found = [f"The network changes within a segment of the schedule: {kinds} ran in full for that."] if plan.cut else []
+    for number, level in enumerate(plan.stages.boundaries):
+        for i, j in pairwise(plan.kept):
+            above, below = plan.stages.at(plan.sigmas[i]), plan.stages.at(plan.sigmas[j])
+            if above <= number < below and plan.sigmas[j] < level * (1 - SIGMA_TOLERANCE):
+                found.append(
+                    f"Step {i + 1} lies across the boundary at sigma {level:.4g} and is {plan.stages.names[above]}'s. Put the "
+                    "boundary into the grid to end it there."
+                )
+    return found
 
 
 _MOVED = "The noise levels of the steps are the schedule's own."

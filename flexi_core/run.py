@@ -116,7 +116,7 @@ class Run:
         self.plan, self._replay = plan, None if reuses_guidance or self._older else replay
         self._guidance = GuidanceHistory() if reuses_guidance else None
         self.records = [StepRecord() for _ in plan.steps]
-        self.first_call: tuple[nn.Module, NetworkCall | ModelCall] | None = None  # for counting MACs after the run
+        self.first_calls: dict[int, tuple[nn.Module, NetworkCall | ModelCall]] = {}  # by stage, for counting MACs after the run
         self.cache = FeatureCache(policy or CachePolicy())
         self._stopwatch = stopwatch
         self._count_options = count_options or {}
@@ -126,6 +126,7 @@ class Run:
         self._history = PredictionHistory(MOST_TERMS if observer else plan.terms)
         plain = all(step.kind is StepKind.FULL for step in plan.steps) and not plan.moved
         self._guard = None if plain else Guard()
+        self._stage = 0  # of the last question
         self._warned: set[str] = set()
         self.asked_elsewhere = 0  # evaluations at another noise level than the sampler's own
         self.rises = 0  # times that the sampler went back up to a higher noise level
@@ -210,19 +211,30 @@ class Run:
         return denoised
 
     def _begin(self, x: torch.Tensor, sigma: float, level: float) -> _Evaluation:
-        """Begin the sampler's next question, with what is known of it; new noise makes what was kept another run's."""
-        plan = self.plan
+        """Begin the sampler's next question, with what is known of it.
+
+        New noise makes what was kept another run's, another stage another network's.
+        """
+        plan, stage = self.plan, self.plan.stage(self.plan.step_index(level))
         if self._lowest is not None and (plan.rises(level, self._lowest) or self._asks_anew(x, level)):
             self.rises += 1
-            self._history = PredictionHistory(self._history.terms)
-            self.cache.clear()
-            self._guidance = self._guidance and GuidanceHistory()
+            self._forget()
             self._lowest = None
+        if stage != self._stage:
+            self._forget()
+            self._guard = self._guard if self.lost else self._guard and Guard()
+            self._stage = stage
         self._lowest, self._x = level if self._lowest is None else min(level, self._lowest), x
         self.asked_elsewhere += abs(sigma - level) > SIGMA_TOLERANCE * level
         lost = not plan.sampler.asks_between and not plan.is_start(level)
         self._last = _Evaluation(plan.step_index(level), plan.place(level), sigma, self.lost or (_ELSEWHERE if lost else ""))
         return self._last
+
+    def _forget(self) -> None:
+        """Drop what was kept of earlier steps for later ones."""
+        self._history = PredictionHistory(self._history.terms)
+        self.cache.clear()
+        self._guidance = self._guidance and GuidanceHistory()
 
     def _asks_anew(self, x: torch.Tensor, level: float) -> bool:
         """Return whether a question at the lowest level so far is of another latent, where the sampler asks once at each."""
@@ -331,7 +343,8 @@ class Run:
         step, record = self.plan.steps[here.index], self.records[here.index]
         with self._lock:
             record.network_calls += 1
-            keys, steps = self._chunk_keys(here, call), self._steps_of(network)
+            # A feature is one network's: other packs' nodes may change it too.
+            keys, steps = [(id(network), *key) for key in self._chunk_keys(here, call)], self._steps_of(network)
         if step.kind.is_partial:
             with self._lock:
                 feature, reason = self._recall(steps, keys, step, here, call.x.device)
@@ -343,9 +356,9 @@ class Run:
             self._fall_back(here, reason or "the network ran other blocks, or blocks of another size, than in the full step")
             call = _with_whole_control(call)
         with self._lock:
-            if self.first_call is None:
+            if (stage := self.plan.stage(here.index)) not in self.first_calls:
                 shapes = call.shapes()
-                self.first_call = network, replace(shapes, options={**shapes.options, **self._count_options})
+                self.first_calls[stage] = network, replace(shapes, options={**shapes.options, **self._count_options})
             record.calls[FULL_DEPTH] += rows
         depth = self.plan.capture_depth(here.index)
         prediction, feature = steps.full(call, forward, depth)

@@ -21,6 +21,7 @@ WIDTH = 1024  # pixels
 MARGIN, _CELL_HEIGHT, _GAP, _LINE = 28, 88, 3, 26
 _NUMBER_WIDTH = 26  # pixels, with air around it
 _STEPS_PER_ROW = 60
+_STAGE_HEIGHT = 30  # pixels
 _HEADLINE = 84  # characters in a line
 _MOST_ROWS = 24  # of cells: 1440 steps
 _MOST_LINES = 40  # of each text: the picture is then 4,800 pixels high at most
@@ -36,6 +37,7 @@ _COLOURS = {
     StepKind.PARTIAL_CONDITIONAL: "#7ad0a0",
 }
 _FALLBACK = "#f0564f"
+_STAGE_COLOURS = ("#c9d3e3", "#8291a8")
 
 
 def draw_timeline(report: RunReport) -> torch.Tensor:
@@ -51,7 +53,7 @@ def draw_timeline(report: RunReport) -> torch.Tensor:
     left_out = len(report.steps) - sum(map(len, rows))
     notes = _lines([*([f"{left_out} more steps are not drawn."] if left_out else []), *_notes(report)], 112)
     head = 44 + 30 * len(others)
-    row_height = _CELL_HEIGHT + _LINE + 10
+    row_height = _CELL_HEIGHT + _LINE + 10 + (_STAGE_HEIGHT if report.stages else 0)
     height = 2 * MARGIN + head + len(rows) * row_height + 20 + (14 + _LINE * len(notes) if notes else 0)
     image, draw = canvas(height)
     y = MARGIN
@@ -61,6 +63,7 @@ def draw_timeline(report: RunReport) -> torch.Tensor:
     columns = len(report.steps) if len(rows) == 1 else _STEPS_PER_ROW
     for row in rows:
         _draw_row(draw, report, row, y, (WIDTH - 2 * MARGIN) / columns)
+        _draw_stages(draw, report, row, y + _CELL_HEIGHT + _LINE, (WIDTH - 2 * MARGIN) / columns)
         y += row_height
     _draw_legend(draw, report, y)
     y += 34
@@ -125,13 +128,27 @@ def _draw_row(draw: ImageDraw.ImageDraw, report: RunReport, row: tuple[StepRepor
             draw.text(((left + right) / 2, bottom + 8), str(step.number), fill=FAINT, font=font(14), anchor="mt")
 
 
+def _draw_stages(draw: ImageDraw.ImageDraw, report: RunReport, row: tuple[StepReport, ...], top: float, pitch: float) -> None:
+    """Draw a bar with its name under the steps of each stage."""
+    for number, stage in enumerate(report.stages):
+        places = [i for i, step in enumerate(row) if step in stage.steps]
+        if not places:
+            continue
+        left, right = MARGIN + places[0] * pitch, MARGIN + (places[-1] + 1) * pitch - _GAP
+        draw.rectangle((left, top + 4, right, top + 8), fill=_STAGE_COLOURS[number % len(_STAGE_COLOURS)])
+        name = shortened(stage.name, 24)
+        if draw.textlength(name, font=font(14)) <= right - left:
+            draw.text((left, top + 12), name, fill=FAINT, font=font(14), anchor="lt")
+
+
 def _share(report: RunReport, step: StepReport) -> float:
     """Return how much of a full step's compute the step took, for the height of its cell."""
     if step.ran.is_null:
         return 0.0
     share = 1.0
     if step.ran.is_partial:
-        share = report.cost.share(step.depth) if report.cost is not None else 0.5
+        cost = report.cost_of(step)
+        share = cost.share(step.depth) if cost is not None else 0.5
     return max(share * (0.5 if step.ran.reuses_guidance else 1), _MIN_SHARE)
 
 

@@ -7,6 +7,7 @@ from .demo import FlexiDemoModel, FlexiDemoPrompt
 from .learning import FlexiLearn
 from .sampling import FlexiApply, FlexiReport
 from .schedules import FlexiLoadSchedule, FlexiPreset, FlexiSaveSchedule, FlexiSchedule
+from .stages import FlexiJoinModels, FlexiStageModel
 from .tuning import FlexiTune, FlexiTuneGuider
 
 
@@ -24,6 +25,8 @@ class FlexiffusionExtension(ComfyExtension):
             FlexiTune,
             FlexiTuneGuider,
             FlexiLearn,
+            FlexiJoinModels,
+            FlexiStageModel,
             FlexiDemoModel,
             FlexiDemoPrompt,
         ]

@@ -1,4 +1,4 @@
-"""The schedule files that a user can pick: those in models/flexi_schedules, and those that come with the pack."""
+"""The files that a user can pick: schedules in models/flexi_schedules and those of the pack, stages in models/flexi_stages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 import folder_paths
 
-from ..flexi_core import ScheduleError
+from ..flexi_core import FlexiError, ScheduleError
 
 FOLDER = "flexi_schedules"
+STAGES = "flexi_stages"
 TUNED = "tuned"  # folder in it, for what Flexi Tune made
 MOST_TUNED = 200  # files there, a few KiB each; the oldest go
 BUNDLED = Path(__file__).parent.parent / "flexi_core" / "schedules"
@@ -24,10 +25,11 @@ _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt"
 
 
 def register() -> None:
-    """Make models/flexi_schedules known to the host, for .json files."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-    # A new folder starts with no suffix at all, which the host reads as any.
-    folder_paths.folder_names_and_paths[FOLDER][1].add(".json")
+    """Make models/flexi_schedules known to the host, for .json files, and models/flexi_stages, for .safetensors."""
+    for folder, suffix in ((FOLDER, ".json"), (STAGES, ".safetensors")):
+        folder_paths.add_model_folder_path(folder, os.path.join(folder_paths.models_dir, folder))
+        # A new folder starts with no suffix at all, which the host reads as any.
+        folder_paths.folder_names_and_paths[folder][1].add(suffix)
 
 
 def names() -> list[str]:
@@ -48,6 +50,23 @@ def find(name: str) -> Path:
         path = Path(folder_paths.get_full_path(FOLDER, name) or "")
     if not path.is_file():
         raise ScheduleError(f"there is no schedule file {name!r}; put it into models/{FOLDER} and refresh the page")
+    return path
+
+
+def stage_names() -> list[str]:
+    """Return the stage files that the user picks from."""
+    return folder_paths.get_filename_list(STAGES)
+
+
+def find_stages(name: str) -> Path:
+    """Return the path of a picked stage file.
+
+    Raises:
+        FlexiError: there is no such file.
+    """
+    path = Path(folder_paths.get_full_path(STAGES, name) or "")
+    if not path.is_file():
+        raise FlexiError(f"there is no stage file {name!r}; put it into models/{STAGES} and refresh the page")
     return path
 
 

@@ -14,6 +14,7 @@ from .commands.pareto import pareto
 from .commands.report import report
 from .commands.search import search
 from .commands.show import show
+from .commands.stages import stages
 from .commands.storage_server import storage_server
 from .commands.train import train_demo
 from .commands.tune import tune
@@ -30,6 +31,7 @@ COMMANDS = {
     "report": report,
     "pareto": pareto,
     "show": show,
+    "stages": stages,
     "train-demo": train_demo,
 }
 

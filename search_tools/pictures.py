@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
@@ -76,6 +77,38 @@ def save_pareto(
     axis.set_title(title)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def save_similarity(path: Path, similarity: np.ndarray, sigmas: Sequence[float], starts: Sequence[int], title: str) -> None:
+    """Write how alike noise levels are [L, L], with lines where stages begin.
+
+    Args:
+        path: .png or .svg.
+        similarity: 0..1.
+        sigmas: of the levels [L], falling.
+        starts: the index at which each stage but the first begins.
+        title: above it.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6.4, 5.6))
+    shown = axis.imshow(similarity, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+    for start in starts:
+        axis.axhline(start - 0.5, color="white", linewidth=1.5)
+        axis.axvline(start - 0.5, color="white", linewidth=1.5)
+    ticks = sorted({*range(0, len(sigmas), max(1, len(sigmas) // 8)), len(sigmas) - 1})
+    labels = [f"{sigmas[i]:.2g}" for i in ticks]
+    axis.set_xticks(ticks, labels, fontsize=8)
+    axis.set_yticks(ticks, labels, fontsize=8)
+    axis.set_xlabel("sigma")
+    axis.set_ylabel("sigma")
+    axis.set_title(title, fontsize=9)
+    figure.colorbar(shown, label="share of values alike")
     figure.tight_layout()
     _save(figure, path)
 

@@ -54,12 +54,12 @@ def test_a_step_counts_as_what_it_really_was(unet, make_call):
 def test_the_first_full_call_is_kept_without_its_data_for_counting(unet, make_call):
     run = start("FP@2", count_options={"counted": True})
     ask(run, unet, make_call(), 0)
-    first = run.first_call
+    first = run.first_calls[0]
     network, call = first
     assert network is unet and call.x.is_meta and call.x.shape == make_call().x.shape
     assert call.options == {"counted": True, "cond_or_uncond": [1, 0]}
     ask(run, unet, make_call(size=8), 0)
-    assert run.first_call is first
+    assert run.first_calls[0] is first
 
 
 def test_cond_and_uncond_never_share_a_cache_entry(unet, make_call):

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import FlexiError
+from ..stages.bounds import Stages
 from .captions import embed_captions
 from .scenes import IMAGE_SIZE, Caption
 from .unet import UNet
@@ -56,6 +57,12 @@ class SmallModel(ABC):
         self, unet: UNet, sigmas: torch.Tensor, prediction: str = "eps", latent_shape: tuple[int, int, int] = LATENT_SHAPE
     ) -> None:
         self.unet, self.sigmas, self.prediction, self.latent_shape = unet, sigmas, prediction, latent_shape
+
+    stages: Stages | None = None  # of noise levels with a network each
+
+    def network(self, sigma: float) -> UNet:
+        """Return the network of a noise level: one for all, but in a stage model."""
+        return self.unet
 
     @abstractmethod
     def conditioning(self, prompts: Sequence[Any] | None, count: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:

@@ -122,7 +122,11 @@ def sample(
     if prompts is not None and len(prompts) != noise.shape[0]:
         raise FlexiError(f"{len(prompts)} prompts for {noise.shape[0]} samples; give one for each")
     seeds = row_seeds(noise.shape[0], seeds)
-    plan = schedule if isinstance(schedule, Plan) else make_plan(schedule, sigmas.tolist(), traits_of(sampler, sigmas))
+    plan = (
+        schedule
+        if isinstance(schedule, Plan)
+        else make_plan(schedule, sigmas.tolist(), traits_of(sampler, sigmas), stages=model.stages)
+    )
     run = Run(plan, replay=replay, observer=observer)
     cond, uncond = model.conditioning(prompts, noise.shape[0])
     guided = cfg != 1.0 and uncond is not None
@@ -136,7 +140,8 @@ def sample(
                 torch.cat([uncond, cond]) if both else cond,
                 options={"uuids": ["uncond", "cond"] if both else ["cond"], "cond_or_uncond": [1, 0] if both else [0]},
             )
-            denoised = model.denoised(rows, sigma, run.forward(model.unet, call, float(sigma), model.unet._forward))
+            unet = model.network(float(sigma))
+            denoised = model.denoised(rows, sigma, run.forward(unet, call, float(sigma), unet._forward))
             without, with_ = denoised.chunk(2) if both else (denoised, denoised)
             return with_, without
 

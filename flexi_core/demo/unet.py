@@ -8,6 +8,7 @@ Blocks are the ordered lists `input_blocks`, `middle_block`, `output_blocks`; `o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,10 @@ from einops import rearrange
 from torch import nn
 
 GROUPS = 32  # fixed in the LDM layout
+
+
+def _layout(channels: int) -> int:
+    return GROUPS
 
 
 def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10000.0) -> torch.Tensor:
@@ -49,17 +54,20 @@ class ResBlock(nn.Module):
     Args:
         channels, emb_channels, out_channels: of the features, of the timestep's embedding, of the result.
         scale_shift: scale and shift after the normalisation; otherwise shift before it.
+        groups: returns how many groups channels are normalised in.
     """
 
-    def __init__(self, channels: int, emb_channels: int, out_channels: int, scale_shift: bool) -> None:
+    def __init__(
+        self, channels: int, emb_channels: int, out_channels: int, scale_shift: bool, groups: Callable[[int], int] = _layout
+    ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            nn.GroupNorm(groups(channels), channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, (1 + scale_shift) * out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, out_channels),
+            nn.GroupNorm(groups(out_channels), out_channels),
             nn.SiLU(),
             nn.Dropout(0.0),  # holds the layout's numbering: the convolution is out_layers.3
             _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -139,13 +147,23 @@ class SpatialTransformer(nn.Module):
         depth: blocks; with none the two projections are left, as in the host.
         context_dim: width of the context tokens.
         linear: projections as linear layers on tokens, not as convolutions; only the weights' shapes differ.
+        groups: returns how many groups channels are normalised in.
     """
 
-    def __init__(self, channels: int, heads: int, dim_head: int, depth: int, context_dim: int, linear: bool) -> None:
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        dim_head: int,
+        depth: int,
+        context_dim: int,
+        linear: bool,
+        groups: Callable[[int], int] = _layout,
+    ) -> None:
         super().__init__()
         inner = heads * dim_head
         self.linear = linear
-        self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(groups(channels), channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, inner) if linear else nn.Conv2d(channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(inner, heads, dim_head, context_dim) for _ in range(depth)

@@ -44,6 +44,8 @@ RELEASED = {
         ["MODEL", "FLEXI_SCHEDULE", "FLEXI_RUN", "STRING", "IMAGE", "IMAGE"],
         ["model", "schedule", "run", "text", "front", "pictures"],
     ),
+    "FlexiJoinModels": (["high_noise", "low_noise", "boundary", "unit", "boundary_in_grid"], ["MODEL"], ["model"]),
+    "FlexiStageModel": (["model", "file"], ["MODEL"], ["model"]),
     "FlexiDemoModel": ([], ["MODEL"], ["model"]),
     "FlexiDemoPrompt": (["caption"], ["CONDITIONING"], ["conditioning"]),
 }
@@ -277,6 +279,28 @@ def test_nodes_sample_and_report(host, node):
     assert picture.dtype == torch.float32 and picture.shape[0] == 1 and picture.shape[3] == 3
     assert 0 <= picture.min() < picture.max() <= 1
     assert shown.ui["text"] == (text,) and len(shown.ui["images"]) == 1
+
+
+def test_two_models_are_one_for_the_sampler(host, node):
+    high, low = (node("FlexiDemoModel").execute().args[0] for _ in range(2))
+    joined = node("FlexiJoinModels").execute(high, low, 0.5, "share of the run", True)
+    assert joined.ui is None
+    assert torch.equal(host.sample(joined.args[0], steps=4), host.sample(high, steps=4)), "both have the same weights"
+    flows = [host.model_of_type("FLOW") for _ in range(2)]
+    flows[1].get_model_object("model_sampling").set_parameters(shift=3.0)
+    said = node("FlexiJoinModels").execute(*flows, 9.0, "Wan 2.2 text to video (0.875)", True)
+    assert "shift 1, not 3" in str(said.ui.as_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("gone.safetensors", "there is no stage file"), ("bad.safetensors", "cannot be read")]
+)
+def test_a_stage_file_that_is_none_is_a_validation_error(host, node, pack, name, words):
+    folder = host.base / "models" / "flexi_stages"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bad.safetensors").write_bytes(b"nothing")
+    assert "bad.safetensors" in node("FlexiStageModel").define_schema().inputs[1].options
+    assert words in node("FlexiStageModel").validate_inputs(name)
 
 
 def test_report_before_any_run_says_so(node, core):

@@ -21,6 +21,8 @@ NODES = (
     "FlexiTune",
     "FlexiTuneGuider",
     "FlexiLearn",
+    "FlexiJoinModels",
+    "FlexiStageModel",
 )
 
 
