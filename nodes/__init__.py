@@ -2,7 +2,8 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folder
+from . import folder, page
+from .compare import FlexiCompare
 from .demo import FlexiDemoModel, FlexiDemoPrompt
 from .sampling import FlexiApply, FlexiReport
 from .schedules import FlexiLoadSchedule, FlexiPreset, FlexiSaveSchedule, FlexiSchedule
@@ -20,6 +21,7 @@ class FlexiffusionExtension(ComfyExtension):
             FlexiSaveSchedule,
             FlexiApply,
             FlexiReport,
+            FlexiCompare,
             FlexiTune,
             FlexiDemoModel,
             FlexiDemoPrompt,
@@ -27,6 +29,7 @@ class FlexiffusionExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> ComfyExtension:
-    """Register the folder of schedule files and return the nodes; the host calls this once, when it loads the pack."""
+    """Register the folder of schedule files and the page's route, and return the nodes; the host calls this once."""
     folder.register()
+    page.register()
     return FlexiffusionExtension()

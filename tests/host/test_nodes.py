@@ -19,6 +19,11 @@ RELEASED = {
     "FlexiSaveSchedule": (["schedule", "file_name", "overwrite"], ["FLEXI_SCHEDULE"], ["schedule"]),
     "FlexiApply": (["model", "schedule", "on_mismatch", "cache", "cache_limit_mib"], ["MODEL", "FLEXI_RUN"], ["model", "run"]),
     "FlexiReport": (["run", "latent"], ["LATENT", "STRING", "IMAGE"], ["latent", "text", "timeline"]),
+    "FlexiCompare": (
+        ["run", "latent", "full_run", "vae"],
+        ["IMAGE", "IMAGE", "IMAGE", "STRING"],
+        ["comparison", "full", "schedule", "text"],
+    ),
     "FlexiTune": (
         [
             "model",
