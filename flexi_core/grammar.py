@@ -1,10 +1,11 @@
 """Schedule text: parse and print.
 
-    schedule = group *("|" group) [";" option *("," option)]
-    group    = count "*" "(" group *("|" group) ")" | letters ["@" depth ["^" order]] ["~" factor *("," factor)]
+    schedule = group *(["|"] group) [";" option *("," option)]
+    group    = count "*" "(" group *(["|"] group) ")" | letters ["@" depth ["^" order]] ["~" factor *("," factor)]
     option   = "order" "=" number | "sigmas" "=" level *("/" level) | "basis" "=" name
 
-Spaces are free. Segments are letters F, P, N, X, f, p; a run such as FFXX splits before each F, so that `|` may be left out.
+Spaces and line ends are free. Segments are letters F, P, N, X, f, p; a run such as FFXX splits before each F, so that `|` may
+be left out.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class _Parser:
     def groups(self, nesting: int) -> list[Segment]:
         segments = self.group(nesting)
         steps = sum(map(len, segments))
-        while self.take("|"):
+        while self.take("|") or self.begins():
             more = self.group(nesting)
             steps += sum(map(len, more))
             self.bound(steps)
@@ -162,6 +163,11 @@ class _Parser:
 
     def peek(self) -> str:
         return self.tokens[self.at][0] if self.at < len(self.tokens) else ""
+
+    def begins(self) -> bool:
+        """Return whether another segment, or a repeat of some, begins here."""
+        following = self.tokens[self.at + 1][0] if self.at + 1 < len(self.tokens) else ""
+        return self.peek()[:1] in ("F", "f") or (self.peek().isdigit() and following == "*")
 
     def take(self, token: str) -> bool:
         found = self.peek() == token

@@ -29,6 +29,7 @@ import comfy.supported_models_base
 import torch
 from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP
 
+from .again import Again, again
 from .cache import PLACES, CachePolicy
 from .control_steps import ShallowControl
 from .demo.captions import embed_captions
@@ -39,6 +40,7 @@ from .errors import FlexiError, ScheduleError
 from .extrapolation import Observer
 from .fingerprint import architecture_fingerprint, weights_fingerprint
 from .graphs import keep_outside, outside_graphs
+from .live import LiveRun
 from .nested_samplers import OwnLevel, listened
 from .plan import Plan, between_ends, check_levels, make_plan, same_grid, window_of
 from .presets import Preset, is_served
@@ -66,6 +68,7 @@ _PATCHED = "the network's weights are patched (a LoRA)"
 _PATCH_VALUES = 64  # read from each tensor of a patch
 _LATENT_TYPES = (torch.float32, torch.float16, torch.bfloat16)  # in which hosts hand latents on
 _REPORTS_KEPT = 8  # a graph may sample several times with one model
+_RUNS_KEPT = 2  # what they began from, each with the size of two latents
 # Core's own step caches, by the key of their wrappers.
 _OTHER_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
 _SAME_FUNCTION = {"ddim": "euler", "uni_pc": "unipc", "uni_pc_bh2": "unipc_bh2"}
@@ -77,7 +80,9 @@ class RunHandle:
     def __init__(self) -> None:
         # With the digests of what the run made; None where they could not be taken.
         self._reports: deque[tuple[frozenset[str] | None, RunReport]] = deque(maxlen=_REPORTS_KEPT)
+        self._begun: deque[tuple[frozenset[str], Again]] = deque(maxlen=_RUNS_KEPT)
         self.leads = False  # whether this model's own schedule is around the run that is made
+        self.stands_aside = False  # for a run of full steps, which leaves no report
 
     @property
     def report(self) -> RunReport | None:
@@ -89,6 +94,30 @@ class RunHandle:
         digest = _digest(latent)
         return next((report for made, report in reversed(self._reports) if made is None or digest in made), None)
 
+    def full_run(self, latent: Any, on_step: Callable[[], None]) -> tuple[torch.Tensor, float] | None:
+        """Sample the run that made a latent once more, with every step computed.
+
+        Args:
+            latent: of one of the last runs, as `report_of` takes it.
+            on_step: is called after each step.
+
+        Returns:
+            its latent and the seconds that it took; None where what it began from is no longer known.
+        """
+        begun = self.begun(latent)
+        if begun is None:
+            return None
+        self.stands_aside = True
+        try:
+            return begun.sample(on_step)
+        finally:
+            self.stands_aside = False
+
+    def begun(self, latent: Any) -> Again | None:
+        """Return what the run that made a latent began from; None where it is no longer known."""
+        digest = _digest(latent)
+        return next((begun for made, begun in reversed(self._begun) if digest in made), None)
+
     def see_start(self, _: comfy.model_patcher.ModelPatcher) -> None:
         """Say so where the model is made ready for a run that another model leads: it is the second one of a guider."""
         if not self.leads:
@@ -98,11 +127,19 @@ class RunHandle:
             )
             self.keep(lambda: RunReport(None, 0.0, [note]), None, 0.0)
 
-    def keep(self, report: Callable[[], RunReport], made: Callable[[], Sequence[torch.Tensor]] | None, seconds: float) -> None:
-        """Add the report of a run that came to its end, with the latents, where known, that it made; this never raises."""
+    def keep(
+        self,
+        report: Callable[[], RunReport],
+        made: Callable[[], Sequence[torch.Tensor]] | None,
+        seconds: float,
+        begun: Again | None = None,
+    ) -> None:
+        """Add the report of a run that came to its end, the latents that it made and what it began from; this never raises."""
         try:
             digests = made and frozenset(_digest(latent.to(dtype)) for latent in made() for dtype in _LATENT_TYPES)
             self._reports.append((digests, report()))
+            if begun is not None:
+                self._begun.append((digests, begun))
         except Exception as error:  # the picture is there, and stays
             log.exception("Flexiffusion: the report of a run failed")
             self._reports.append(
@@ -118,6 +155,7 @@ def apply_schedule(
     cache_limit_mib: float = 0,
     replay: Callable[[], Replay] | None = None,
     observe: Callable[[Plan, Solver], Observer | None] | None = None,
+    live: Callable[[Plan | None, str], LiveRun] | None = None,
 ) -> tuple[comfy.model_patcher.ModelPatcher, RunHandle]:
     """Return a clone of a model that samples under a schedule, and the handle of its reports.
 
@@ -132,6 +170,7 @@ def apply_schedule(
         cache_limit_mib: features that do not fit are not kept, and their partial steps run in full; 0 is no limit.
         replay: makes a run's view of a store of predictions, for searches that sample one run many times.
         observe: makes what follows a run's derivatives, from its plan and its sampler.
+        live: makes what tells how a run goes on, from its plan and its schedule's text; from None for plain sampling.
 
     Raises:
         FlexiError: on_mismatch or cache is not one of the known, or the limit is negative.
@@ -147,7 +186,7 @@ def apply_schedule(
     # One schedule per model: a later Apply node takes the earlier one's place.
     earlier = bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY))
     wrappers = {
-        WrappersMP.OUTER_SAMPLE: _OuterSample(schedule, on_mismatch, policy, handle, earlier, replay, observe),
+        WrappersMP.OUTER_SAMPLE: _OuterSample(schedule, on_mismatch, policy, handle, earlier, replay, observe, live),
         **_ASKED_AT,
         WrappersMP.CALC_COND_BATCH: _calc_cond_batch,
         WrappersMP.APPLY_MODEL: _apply_model,
@@ -208,15 +247,16 @@ class _OuterSample:
         earlier: bool,
         replay: Callable[[], Replay] | None,
         observe: Callable[[Plan, Solver], Observer | None] | None,
+        live: Callable[[Plan | None, str], LiveRun] | None,
     ) -> None:
         self.schedule, self.on_mismatch, self.policy, self.handle, self.replay = schedule, on_mismatch, policy, handle, replay
-        self.observe = observe
+        self.observe, self.live = observe, live
         self.notes = ("The schedule takes the place of an earlier one on this model.",) if earlier else ()
 
     def __call__(self, executor, *args, **kwargs):
         self.handle.leads = True
         try:
-            return self._sample(executor, *args, **kwargs)
+            return (executor if self.handle.stands_aside else partial(self._sample, executor))(*args, **kwargs)
         finally:
             self.handle.leads = False
 
@@ -234,11 +274,15 @@ class _OuterSample:
             log.exception("Flexiffusion: the schedule could not be laid over the run")
             laid = _Laid(None, notes=(_failed("The schedule", error),))
         plan, notes = laid.plan, [*self.notes, *laid.notes]
+        watched = self._watched(laid)
+        begun = again(guider, noise, latent_image, sampler, sigmas, *args, **kwargs)
         began = time.perf_counter()
         if plan is None:
             latent = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
             seconds = time.perf_counter() - began
-            self.handle.keep(lambda: RunReport(None, seconds, notes, laid.words), lambda: [latent], seconds)
+            self.handle.keep(lambda: RunReport(None, seconds, notes, laid.words), lambda: [latent], seconds, begun)
+            if watched:
+                watched.end(self.handle.report)
             return latent
         if others := _other_models(guider):
             notes.append(
@@ -248,12 +292,17 @@ class _OuterSample:
         stopwatch = _stopwatch(guider.model_patcher.load_device)
         counted = {"optimized_attention_override": _counted_attention}
         observer = laid.lesson.observer if laid.lesson else self.observe and self.observe(plan, solve)
-        run = Run(plan, stopwatch, self.policy, counted, self.replay and self.replay(), observer)
+        watch = watched.step if watched else None
+        run = Run(plan, stopwatch, self.policy, counted, self.replay and self.replay(), observer, watch)
         options = guider.model_options.setdefault("transformer_options", {})
         post_cfg = len(guider.model_options.get("sampler_post_cfg_function", ()))
         options[KEY] = _HostRun(run, post_cfg, own, bool(others))
         try:
             latent = executor(noise, latent_image, listened(sampler, own), plan.sampled(sigmas), *args, **kwargs)
+        except BaseException:
+            if watched:
+                watched.end(None)
+            raise
         finally:
             options.pop(KEY, None)
             answer = run.release()
@@ -264,11 +313,22 @@ class _OuterSample:
             return [latent] if answer is None else [latent, guider.model_patcher.model.process_latent_out(answer.cpu())]
 
         self.handle.keep(
-            lambda: RunReport(run, seconds, [*notes, *_not_finite(latent)], laid.words, laid.schedule), made, seconds
+            lambda: RunReport(run, seconds, [*notes, *_not_finite(latent)], laid.words, laid.schedule), made, seconds, begun
         )
         if laid.lesson:
             _finish(laid.lesson)
+        if watched:
+            watched.end(self.handle.report)
         return latent
+
+    def _watched(self, laid: _Laid) -> LiveRun | None:
+        """Return what tells how the run goes on, where somebody looks; a page must not cost the picture."""
+        try:
+            text = "" if laid.plan is None else str(laid.schedule or self.schedule)
+            return self.live and self.live(laid.plan, text)
+        except Exception:
+            log.exception("Flexiffusion: a run cannot be shown as it goes on")
+            return None
 
     def _lay(self, guider, solve: HostSolver, sigmas: torch.Tensor, shape: torch.Size, noise: torch.Tensor) -> _Laid:
         """Lay the schedule, or what the preset is for this run, or what was learned of it, over the run.
@@ -328,6 +388,7 @@ class _OuterSample:
             # A preset's own words say what to do.
             advice = "" if resolved else f" Use Flexi Preset, or a schedule for {len(levels) - 1} steps."
             words.insert(0, plan.lost + advice)
+        words[:0] = _cautions(others)
         # How it was mapped says all about another grid.
         return _Laid(plan, tuple(words), tuple(_other_run(others)), resolved, lesson)
 
@@ -470,6 +531,14 @@ def _advice(schedule: Schedule, traits: SamplerTraits) -> list[str]:
 
 def _other_run(differences: Sequence[str]) -> list[str]:
     return [f"Made for another run: {difference}." for difference in differences]
+
+
+def _cautions(differences: Sequence[str]) -> list[str]:
+    """Return what other settings than a schedule's own come to, in words; they stand before all else."""
+    for part, name in (("the sampler", "sampler"), ("the network's", "model")):
+        if any(difference.startswith(part) for difference in differences):
+            return [f"Made for another {name}: expect artefacts."]
+    return ["Made for other settings: it may come less near."] if differences else []
 
 
 def _grid_mismatches(schedule: Schedule, sigmas: Sequence[float], top: float | None) -> list[str]:

@@ -42,6 +42,11 @@ def progress_bar(total: int) -> comfy.utils.ProgressBar:
     return comfy.utils.ProgressBar(total)
 
 
+def is_interrupt(error: Exception) -> bool:
+    """Return whether an error is the user's own wish to stop."""
+    return isinstance(error, comfy.model_management.InterruptProcessingException)
+
+
 class HostRun(Protocol):
     """What a sampling node is given, but for the seed."""
 

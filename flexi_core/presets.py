@@ -237,7 +237,7 @@ def preset_words(speedup: float, schedule: Schedule, entry: Mapping[str, Any]) -
     near, plain = measured["psnr_db"], measured["plain_db"]
     where = "" if entry["steps"] == steps else f" of {entry['steps']} steps"
     second = (
-        f"{_how_near(near)}: {near:.0f} dB to the picture of all steps on test models{where}, "
+        f"{how_near(near)}: {near:.0f} dB to the picture of all steps on test models{where}, "
         f"where as few plain steps of the sampler have {plain:.0f} dB."
     )
     if measured["other_db"] >= near - _AS_WELL:
@@ -253,11 +253,12 @@ def _searched_words(schedule: Schedule) -> tuple[str, ...]:
     steps, full, near = len(schedule), schedule.letters.count("F"), schedule.info["measured"]["psnr_db"]
     return (
         f"{full} of {steps} steps are computed, {steps / full:.3g}x fewer.",
-        f"{_how_near(near)}: {near:.0f} dB to the picture of all steps, found by a search for the Flexi Demo Model.",
+        f"{how_near(near)}: {near:.0f} dB to the picture of all steps, found by a search for the Flexi Demo Model.",
     )
 
 
-def _how_near(psnr_db: float) -> str:
+def how_near(psnr_db: float) -> str:
+    """Return in words how near a picture of this PSNR, in dB, is to the one of all steps."""
     return next(words for least, words in _NEARNESS if psnr_db >= least)
 
 

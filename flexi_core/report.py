@@ -172,7 +172,7 @@ class RunReport:
     @property
     def predicted_cache_mib(self) -> float:
         """What the schedule's deep features need, from the network's shapes; 0 where they are not known."""
-        if self.cost is None:
+        if self._run is None or not self.cache_mib or self.cost is None:
             return 0.0
         record = next(record for record in self._run.records if record.network_calls)
         return self.cost.cache_bytes(self._run.plan, sum(record.calls.values()) // max(record.evaluations, 1)) / 2**20
@@ -187,9 +187,13 @@ class RunReport:
             if None in costs:
                 return None
             return all_full_macs(self._run, NetworkCost(fmean(cost.full_macs for cost in costs))) / self.macs
-        whole_calls = all(depth == FULL_DEPTH for record in self._run.records for depth in record.calls)
-        cost = NetworkCost(1.0) if whole_calls else self.cost
+        cost = NetworkCost(1.0) if self._is_whole else self.cost
         return None if cost is None else all_full_macs(self._run, cost) / run_macs(self._run.records, cost)
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether every call of the network ran all of it: then nothing has to be counted, which can take seconds."""
+        return all(depth == FULL_DEPTH for record in self._run.records for depth in record.calls)
 
     @property
     def all_full_seconds(self) -> float | None:
@@ -214,6 +218,26 @@ class RunReport:
         """The steps that really ran, one letter each; fewer than planned where the sampler stopped early."""
         return "".join(step.ran.value for step in self.reached)
 
+    @property
+    def verdict(self) -> str:
+        """What the run took and what it would have taken, in a sentence."""
+        if not self.steps:
+            return f"Plain sampling, every step computed: {self.seconds:.2f} s."
+        computed, reached = sum(not step.ran.is_null for step in self.reached), len(self.reached)
+        if set(self.letters) <= {StepKind.FULL.value}:
+            return f"{self.seconds:.2f} s: every step was computed."
+        of = f"{computed} of {reached} steps computed"
+        estimate = self.all_full_seconds
+        if estimate is None:
+            return f"{self.seconds:.2f} s: {of}."
+        times = estimate / max(self.seconds, 1e-9)
+        return f"{self.seconds:.2f} s instead of about {estimate:.2f} s, {times:.2f}x as fast: {of}."
+
+    @property
+    def reasons(self) -> list[str]:
+        """Sentences about what is not as planned: words, notes, and what ran in full with its reason."""
+        return [*self.words, *self._fell_back(), *self.notes]
+
     def __str__(self) -> str:
         if not self.steps:
             first = "Flexiffusion: plain sampling, every step full."
@@ -221,28 +245,21 @@ class RunReport:
         reached, asked = self.reached, self.evaluations
         of = f" of {len(self.steps)}" if len(reached) < len(self.steps) else ""
         kinds = _by_kind(Counter(step.ran for step in reached))
-        lines = [*self.words, f"Flexiffusion: {len(reached)}{of} steps{kinds}.", self.letters]
+        lines = [*self.words, self.verdict, f"Flexiffusion: {len(reached)}{of} steps{kinds}.", self.letters]
         if any(step.evaluations != (step.ran is not StepKind.NULL) for step in reached):
             lines.append(f"The sampler asked {asked.total()} times{_by_kind(asked)}.")
         lines += map(str, self.stages)
         calls, speedup = sum(step.network_calls for step in self.steps), self.speedup_macs
-        if self.macs is not None and speedup is not None:
-            lines.append(
-                f"{calls} network calls, {_macs(self.macs)}: {speedup:.2f}x fewer MACs than all steps full "
-                f"({_macs(self.macs * speedup)})."
-            )
-        elif speedup is not None:
-            lines.append(f"{calls} network calls, every block in each: {speedup:.2f}x fewer MACs than all steps full.")
-        else:
+        if speedup is None:
             lines.append(f"{calls} network calls; MACs of this network could not be counted.")
-        estimate = self.all_full_seconds
-        if estimate is not None:
-            lines.append(
-                f"{self.seconds:.2f} s; all steps full would take about {estimate:.2f} s "
-                f"({estimate / max(self.seconds, 1e-9):.2f}x, estimated from this run's full steps)."
-            )
-        for reason, count in self._fallbacks().items():
-            lines.append(f"{count} evaluation{'s' if count > 1 else ''} ran in full: {reason}.")
+        elif self._is_whole:
+            lines.append(f"{calls} network calls, every block in each: {_fewer(speedup)}.")
+        else:
+            whole = f" ({_macs(self.macs * speedup)})" if _saves(speedup) else ""
+            lines.append(f"{calls} network calls, {_macs(self.macs)}: {_fewer(speedup)}{whole}.")
+        if self.all_full_seconds is not None:
+            lines.append("The time of all steps is estimated from this run's full steps.")
+        lines += self._fell_back()
         if self.predicted_cache_mib:
             lines.append(f"Cache: {self.cache_mib:.2f} MiB at most, {self.predicted_cache_mib:.2f} MiB predicted.")
         elif self.cache_mib:
@@ -277,8 +294,19 @@ class RunReport:
             )
         return found
 
-    def _fallbacks(self) -> Counter[str]:
-        return sum((record.fallbacks for record in self._run.records), Counter()) if self._run else Counter()
+    def _fell_back(self) -> list[str]:
+        """Return in words what ran in full where it was to be cheaper, with the reasons."""
+        fallbacks = sum((record.fallbacks for record in self._run.records), Counter()) if self._run else Counter()
+        return [f"{count} evaluation{'s' if count > 1 else ''} ran in full: {reason}." for reason, count in fallbacks.items()]
+
+
+def _saves(speedup: float) -> bool:
+    return speedup >= 1.005  # what two digits show
+
+
+def _fewer(speedup: float) -> str:
+    """Return a run's multiply-accumulates (MACs) against those of all steps full, in words."""
+    return f"{speedup:.2f}x fewer MACs than all steps full" if _saves(speedup) else "as many MACs as all steps full"
 
 
 def _stage_notes(plan: Plan) -> list[str]:

@@ -99,6 +99,7 @@ class Run:
         count_options: options for the pass without data in which MACs are counted.
         replay: where predictions are looked up before they are computed.
         observer: follows the run's predictions.
+        watch: is told each step as the sampler asks in it.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Run:
         count_options: Mapping[str, Any] | None = None,
         replay: Replay | None = None,
         observer: Observer | None = None,
+        watch: Callable[[int], None] | None = None,
     ) -> None:
         reuses_guidance = any(step.kind.reuses_guidance for step in plan.steps)
         self._older = max((step.forecast for step in plan.steps), default=0)  # features of earlier segments
@@ -122,7 +124,7 @@ class Run:
         self._count_options = count_options or {}
         self._steps: dict[nn.Module, UNetSteps | TransformerSteps] = {}
         self._extrapolates = any(step.kind is StepKind.EXTRAPOLATED for step in plan.steps)
-        self._observer = observer
+        self._observer, self._watch = observer, watch
         self._history = PredictionHistory(MOST_TERMS if observer else plan.terms)
         plain = all(step.kind is StepKind.FULL for step in plan.steps) and not plan.moved
         self._guard = None if plain else Guard()
@@ -182,6 +184,8 @@ class Run:
         here = self._begin(x, sigma, level)
         record, rule, place = self.records[here.index], self.plan.rule, here.place
         record.evaluations += 1
+        if self._watch:
+            self._watch(here.index)
         self._history.rewind(place)
         if self.plan.steps[here.index].kind is StepKind.EXTRAPOLATED:
             if reason := here.must or must_compute:

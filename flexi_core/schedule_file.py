@@ -45,15 +45,20 @@ def load_schedule(path: str | os.PathLike[str]) -> Schedule:
     except ValueError as error:  # a NUL in the path
         raise ScheduleError(f"{str(path)!r}: not a file name ({error})") from error
     try:
-        data = parse_json(content, MAX_NESTING, parse_constant=_refuse_number, parse_float=_finite)
-    except UnicodeDecodeError as error:
-        raise ScheduleError(f"{path}: not a text file; a schedule file is JSON") from error
-    except ValueError as error:
-        raise ScheduleError(f"{path}: not valid JSON ({error}); it may be cut off, copy it again") from error
-    try:
-        return _from_dict(data)
+        return schedule_from(content)
     except ScheduleError as error:
         raise ScheduleError(f"{path}: {error}") from error
+
+
+def schedule_from(content: bytes) -> Schedule:
+    """Return the schedule of a file's content; see `load_schedule`."""
+    try:
+        data = parse_json(content, MAX_NESTING, parse_constant=_refuse_number, parse_float=_finite)
+    except UnicodeDecodeError as error:
+        raise ScheduleError("not a text file; a schedule file is JSON") from error
+    except ValueError as error:
+        raise ScheduleError(f"not valid JSON ({error}); it may be cut off, copy it again") from error
+    return _from_dict(data)
 
 
 def save_schedule(schedule: Schedule, path: str | os.PathLike[str]) -> None:

@@ -2,7 +2,8 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folder, learning
+from . import folder, learning, page
+from .compare import FlexiCompare
 from .demo import FlexiDemoModel, FlexiDemoPrompt
 from .learning import FlexiLearn
 from .sampling import FlexiApply, FlexiReport
@@ -22,6 +23,7 @@ class FlexiffusionExtension(ComfyExtension):
             FlexiSaveSchedule,
             FlexiApply,
             FlexiReport,
+            FlexiCompare,
             FlexiTune,
             FlexiTuneGuider,
             FlexiLearn,
@@ -35,5 +37,6 @@ class FlexiffusionExtension(ComfyExtension):
 async def comfy_entrypoint() -> ComfyExtension:
     """Register the folder of schedule files and the page's questions, and return the nodes; the host calls this once."""
     folder.register()
+    page.register()
     learning.register_routes()
     return FlexiffusionExtension()

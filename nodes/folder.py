@@ -11,7 +11,8 @@ from typing import Any
 
 import folder_paths
 
-from ..flexi_core import FlexiError, ScheduleError
+from ..flexi_core import FlexiError, Schedule, ScheduleError, load_schedule, save_schedule
+from ..flexi_core.schedule_file import to_dict
 
 FOLDER = "flexi_schedules"
 STAGES = "flexi_stages"
@@ -33,9 +34,10 @@ def register() -> None:
 
 
 def names() -> list[str]:
-    """Return what the user picks from: own files first."""
+    """Return what the user picks from: own files first, then those in folders (such as tuned ones), then the pack's."""
+    own = sorted(folder_paths.get_filename_list(FOLDER), key=lambda name: (len(Path(name).parts), name))
     bundled = sorted(path.name + _BUNDLED_MARK for path in BUNDLED.glob("*.json"))
-    return [*folder_paths.get_filename_list(FOLDER), *bundled]
+    return [*own, *bundled]
 
 
 def find(name: str) -> Path:
@@ -94,6 +96,19 @@ def path_to_save(name: str) -> Path:
     folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{stem}.json"
+
+
+def keep(schedule: Schedule, name: str, overwrite: bool) -> Path:
+    """Write a schedule into models/flexi_schedules and return its file.
+
+    Raises:
+        ScheduleError: the name is not a plain one, or a file of this name holds another schedule and may not be replaced.
+    """
+    path = path_to_save(name)
+    if path.exists() and not overwrite and to_dict(load_schedule(path)) != to_dict(schedule):
+        raise ScheduleError(f"{path.name} holds another schedule; choose another name, or turn overwrite on")
+    save_schedule(schedule, path)
+    return path
 
 
 def tuned_path(identity: dict[str, Any], wanted: str, effort: str) -> Path:

@@ -12,8 +12,8 @@ from ..flexi_core import Schedule, ScheduleError
 from ..flexi_core.host import apply_schedule
 from ..flexi_core.tune import Learner, Shelf
 from . import folder
-from .page import server, tell
-from .sockets import CATEGORY, PAPER, FlexiRunType
+from .page import live, server, tell
+from .sockets import CATEGORY, PAPER, FlexiRunType, found_as
 
 LEARNED = "learned"  # folder of models/flexi_schedules
 _MOST_FROZEN = 16  # schedules, one a line
@@ -28,6 +28,7 @@ class FlexiLearn(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FlexiLearn",
+            **found_as("calibrate", "automatic", "learn"),
             display_name="Flexi Learn",
             category=CATEGORY,
             description="Makes sampling faster from the runs that you make anyway: the first two sample plainly and are "
@@ -87,7 +88,7 @@ class FlexiLearn(io.ComfyNode):
         _learners.move_to_end(node)
         while len(_learners) > _MOST_NODES:
             _learners.popitem(last=False)
-        return io.NodeOutput(*apply_schedule(model, learner))
+        return io.NodeOutput(*apply_schedule(model, learner, live=live(node or None)))
 
 
 def shelf_folder() -> Path:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..flexi_core import FlexiError, Schedule, ScheduleError, load_schedule, save_schedule
+from ..flexi_core import FlexiError, Schedule, ScheduleError, load_schedule
 from ..flexi_core.files import read_bounded
 from ..flexi_core.presets import MODELS, PRESETS, Preset
 from ..flexi_core.presets import preset as make_preset
 from ..flexi_core.schedule import MAX_STEPS
-from ..flexi_core.schedule_file import MAX_BYTES, made_for, to_dict
+from ..flexi_core.schedule_file import MAX_BYTES, made_for
+from ..flexi_core.strip import strip_of
 from . import folder
-from .sockets import CATEGORY, PAPER, FlexiScheduleType
+from .sockets import CATEGORY, PAPER, FlexiScheduleType, found_as
 
 _EXAMPLE = "10*(FX)"
 _KINDS = (
@@ -30,6 +32,7 @@ class FlexiSchedule(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FlexiSchedule",
+            **found_as(),
             display_name="Flexi Schedule",
             category=CATEGORY,
             description=f"A sampling schedule from its text, one letter for each step: {_KINDS}. {PAPER}; partial steps are "
@@ -55,7 +58,7 @@ class FlexiSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:
         schedule = Schedule.parse(text)
-        return io.NodeOutput(schedule, ui={"flexi_steps": (schedule.letters,)})
+        return io.NodeOutput(schedule, ui=shown(schedule))
 
 
 class FlexiPreset(io.ComfyNode):
@@ -65,6 +68,7 @@ class FlexiPreset(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FlexiPreset",
+            **found_as(),
             display_name="Flexi Preset",
             category=CATEGORY,
             description="A ready schedule for any sampler and number of steps, chosen when sampling starts. 1.25x to 5x "
@@ -91,6 +95,7 @@ class FlexiPreset(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "model",
+                    display_name="made for",
                     options=list(MODELS),
                     default=MODELS[0],
                     optional=True,
@@ -107,7 +112,7 @@ class FlexiPreset(io.ComfyNode):
         chosen = Preset(preset, steps, model)
         known = chosen.before_run()
         letters = known.schedule.letters if known.schedule else ""
-        return _shown(chosen, letters, "\n".join(known.words))
+        return io.NodeOutput(chosen, ui=shown(chosen, letters) | ui.PreviewText("\n".join(known.words)).as_dict())
 
 
 class FlexiLoadSchedule(io.ComfyNode):
@@ -117,6 +122,7 @@ class FlexiLoadSchedule(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FlexiLoadSchedule",
+            **found_as(),
             display_name="Flexi Load Schedule",
             category=CATEGORY,
             description=f"A schedule from a file in models/{folder.FOLDER}, or one that comes with the pack. A file knows the "
@@ -143,7 +149,7 @@ class FlexiLoadSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         schedule = load_schedule(folder.find(file))
-        return _shown(schedule, schedule.letters, made_for(schedule))
+        return io.NodeOutput(schedule, ui=shown(schedule) | ui.PreviewText(made_for(schedule)).as_dict())
 
 
 class FlexiSaveSchedule(io.ComfyNode):
@@ -183,11 +189,9 @@ class FlexiSaveSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, schedule: Schedule | Preset, file_name: str, overwrite: bool) -> io.NodeOutput:
         given, schedule = schedule, _to_save(schedule)
-        path = folder.path_to_save(file_name)
-        if path.exists() and not overwrite and to_dict(load_schedule(path)) != to_dict(schedule):
-            raise ScheduleError(f"{path.name} holds another schedule; choose another name, or turn overwrite on")
-        save_schedule(schedule, path)
-        return io.NodeOutput(given)
+        path = folder.keep(schedule, file_name, overwrite)
+        words = f"Saved as {path}; Flexi Load Schedule has it as {path.name}."
+        return io.NodeOutput(given, ui=shown(schedule, details=words) | ui.PreviewText(words).as_dict())
 
 
 def _to_save(schedule: Schedule | Preset) -> Schedule:
@@ -206,9 +210,17 @@ def _to_save(schedule: Schedule | Preset) -> Schedule:
     return make_preset(schedule.name, schedule.steps, schedule.model)
 
 
-def _shown(schedule: Schedule | Preset, letters: str, words: str) -> io.NodeOutput:
-    """Return the schedule, its letters for the strip that the page draws in the node, and the words that it writes under it."""
-    return io.NodeOutput(schedule, ui={"flexi_steps": (letters,)} | ui.PreviewText(words).as_dict())
+def shown(schedule: Schedule | Preset, letters: str | None = None, details: str = "") -> dict[str, Any]:
+    """Return what the page shows in a node of its schedule.
+
+    Args:
+        schedule: that the node gives.
+        letters: of its steps, by default the schedule's own.
+        details: words under it, by default those of its file or preset.
+    """
+    strip = strip_of(schedule)
+    strip = replace(strip, details=details) if details else strip
+    return {"flexi_steps": (schedule.letters if letters is None else letters,), "flexi_strip": (strip.as_dict(),)}
 
 
 def _valid(check: Callable[[], Any]) -> bool | str:

@@ -9,7 +9,7 @@ from ..flexi_core.host import join_models, stage_model
 from ..flexi_core.stages.bounds import UNITS, Boundary
 from ..flexi_core.stages.network import load_stages
 from . import folder
-from .sockets import CATEGORY, PAPER
+from .sockets import CATEGORY, PAPER, found_as
 
 
 class FlexiJoinModels(io.ComfyNode):
@@ -19,6 +19,7 @@ class FlexiJoinModels(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FlexiJoinModels",
+            **found_as("wan 2.2", "refiner", "two experts", "merge models"),
             display_name="Flexi Join Models",
             category=CATEGORY,
             description="Makes one model of two: above a noise level the first answers, below it the second (Wan 2.2's two "
@@ -67,6 +68,7 @@ class FlexiStageModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FlexiStageModel",
+            **found_as("decoder", "stages"),
             display_name="Flexi Stage Model",
             category=CATEGORY,
             description="Gives a U-Net a decoder of its own for each stretch of noise levels, from a stage file (multi-stage "

@@ -31,8 +31,10 @@ from ..flexi_core.timeline import draw_message
 from ..flexi_core.tune import EFFORTS, Planned, Recorded, Tuned, Tuner
 from ..flexi_core.tune.picture import draw_front
 from . import folder
-from .page import tell
-from .sockets import CATEGORY, PAPER, FlexiRunType, FlexiScheduleType
+from .page import live, tell
+from .pictures import picture_of
+from .schedules import shown
+from .sockets import CATEGORY, PAPER, FlexiRunType, FlexiScheduleType, found_as
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class FlexiTune(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FlexiTune",
+            **found_as("search schedule", "calibrate"),
             display_name="Flexi Tune",
             category=CATEGORY,
             description="Makes a schedule for your own run: your model with its LoRAs, sampler, steps and guidance. A few of "
@@ -118,6 +121,7 @@ class FlexiTuneGuider(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FlexiTuneGuider",
+            **found_as("search schedule", "calibrate", "flux", "video"),
             display_name="Flexi Tune (Guider)",
             category=CATEGORY,
             description="Flexi Tune for graphs with SamplerCustomAdvanced, as those of Flux and of video models are: makes a "
@@ -214,10 +218,10 @@ def _tuned(cls: type[io.ComfyNode], run: HostRun, wanted: _Wanted, vae: Any, sam
         front = draw_message(words)
     else:
         front = _front_of(schedule, words)
-    patched, handle = apply_schedule(run.model, schedule)
+    patched, handle = apply_schedule(run.model, schedule, live=live(node or None))
     letters = schedule.letters if isinstance(schedule, Schedule) else ""
-    shown = {"flexi_steps": (letters,)} | ui.PreviewText(words).as_dict()
-    return io.NodeOutput(sampled(patched), schedule, handle, words, front, pair, ui=shown)
+    told = shown(schedule, letters, words) | ui.PreviewText(words).as_dict()
+    return io.NodeOutput(sampled(patched), schedule, handle, words, front, pair, ui=told)
 
 
 def _found(run: HostRun, wanted: _Wanted, vae: Any, pair: torch.Tensor, node: str) -> tuple[Schedule, str, torch.Tensor]:
@@ -369,24 +373,10 @@ def _side_by_side(run: HostRun, runs: HostRuns, tuned: Tuned, vae: Any) -> torch
     try:
         teacher = next(iter(runs.first.values()))  # the full run was the first
         both = (teacher, runs.first[str(tuned.schedule)])
-        return torch.cat([_picture(run, samples, vae) for samples in both], dim=2)
+        return torch.cat([picture_of(run.model, samples, vae) for samples in both], dim=2)
     except Exception as error:  # the schedule is there, and goes on
         log.exception("Flexiffusion: the pictures of a tuned run failed")
         return draw_message(f"The pictures could not be made ({type(error).__name__}: {error}); the schedule is as found.")
-
-
-def _picture(run: HostRun, samples: Any, vae: Any) -> torch.Tensor:
-    """Return a latent's first picture [1, H, W, 3], 0..1: decoded, or without a VAE in the latent format's own colours."""
-    if getattr(samples, "is_nested", False):
-        samples = samples.unbind()[0]
-    if vae is not None:
-        images = vae.decode(samples)
-        images = images[:, images.shape[1] // 2] if images.ndim == 5 else images
-        return images[:1].cpu().float()
-    factors = torch.tensor(run.model.model.latent_format.latent_rgb_factors)
-    latent = samples[:, :, samples.shape[2] // 2] if samples.ndim == 5 else samples
-    rgb = torch.einsum("bchw,cd->bhwd", latent[:1].cpu().float(), factors.float())
-    return ((rgb + 1) / 2).clamp(0, 1)
 
 
 def _nearest_preset(speedup: float) -> str:

@@ -44,6 +44,12 @@ def test_texts_read_as_their_steps(text, letters, depths, order):
     assert len(schedule) == len(letters)
 
 
+@pytest.mark.parametrize("text", ["FX FX\nFNN", "2*(FX)\r\nFNN", "FX|\n2*(FX)", " 2*(FX\n)\tFNN ", "FX\n\n FX ; order=0"])
+def test_a_line_end_stands_for_the_sign_between_segments(text):
+    joined = Schedule.parse(text)
+    assert joined.letters.startswith("FXFX") and Schedule.parse(str(joined)) == joined
+
+
 def test_equal_neighbours_fold_into_a_repeat():
     assert str(Schedule.parse("FP@2|FP@2|FP@1|FX|FX|FX")) == "2*(FP@2)|FP@1|3*(FX)"
     assert str(Schedule.parse("FFFF")) == "4*(F)"

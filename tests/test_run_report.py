@@ -21,7 +21,9 @@ def finished(text: str, levels=LEVELS, must_compute: str = "") -> Run:
     for sigma in run.plan.sampled(torch.tensor(levels)).tolist()[:-1]:
 
         def compute(sigma=sigma):
-            run.records[run.plan.step_index(sigma)].calls[FULL_DEPTH] += 1
+            record = run.records[run.plan.step_index(sigma)]
+            record.calls[FULL_DEPTH] += 1
+            record.network_calls += 1
             return torch.zeros(1, 3, 4, 4)
 
         run.predict(torch.zeros(1, 3, 4, 4), sigma, compute, must_compute)
@@ -31,13 +33,21 @@ def finished(text: str, levels=LEVELS, must_compute: str = "") -> Run:
 def test_the_words_of_a_preset_come_first_and_its_schedule_last():
     lines = str(RunReport(finished("10*(FX)"), 1.0, ["A note."], WORDS, Schedule.parse("10*(FX)"))).splitlines()
     assert lines[:2] == WORDS
-    assert lines[2:4] == ["Flexiffusion: 20 steps: 10 full, 10 null (extrapolated).", "FX" * 10]
+    assert lines[2].startswith("1.00 s instead of about ") and lines[2].endswith(" as fast: 10 of 20 steps computed.")
+    assert lines[3:5] == ["Flexiffusion: 20 steps: 10 full, 10 null (extrapolated).", "FX" * 10]
     assert lines[-2:] == ["A note.", "As text for Flexi Schedule: 10*(FX)"]
     assert len(set(lines)) == len(lines)
 
 
-def test_a_typed_schedule_has_no_words_before_its_counts():
-    assert str(RunReport(finished("10*(FX)"), 1.0)).startswith("Flexiffusion: 20 steps: 10 full, 10 null (extrapolated).")
+def test_what_was_saved_stands_before_the_counts():
+    first, second, *_ = str(RunReport(finished("10*(FX)"), 1.0)).splitlines()
+    assert first.startswith("1.00 s instead of about ") and second.startswith("Flexiffusion: 20 steps: 10 full, 10 null")
+
+
+def test_a_run_that_saves_nothing_says_so_and_claims_no_speed_up():
+    text = str(RunReport(finished("4*(F)", LEVELS[-5:]), 1.0))
+    assert text.startswith("1.00 s: every step was computed.\n") and "as many MACs as all steps full" in text
+    assert "1.00x" not in text and "instead of" not in text
 
 
 def test_plain_sampling_says_why_in_its_second_line():

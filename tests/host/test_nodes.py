@@ -25,6 +25,11 @@ RELEASED = {
         ["guider", "schedule", "run", "text", "front", "pictures"],
     ),
     "FlexiLearn": (["model", "speedup", "quality_db", "frozen"], ["MODEL", "FLEXI_RUN"], ["model", "run"]),
+    "FlexiCompare": (
+        ["run", "latent", "full_run", "vae"],
+        ["IMAGE", "IMAGE", "IMAGE", "STRING"],
+        ["comparison", "full", "schedule", "text"],
+    ),
     "FlexiTune": (
         [
             "model",

@@ -3,6 +3,8 @@
 import copy
 import io
 import json
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ NODES = (
     "FlexiSaveSchedule",
     "FlexiApply",
     "FlexiReport",
+    "FlexiCompare",
     "FlexiDemoModel",
     "FlexiDemoPrompt",
     "FlexiTune",
@@ -264,6 +267,122 @@ def picture_bytes(server, entry, graph):
     (saved,) = [out["images"] for key, out in entry["outputs"].items() if graph[key]["class_type"] == "SaveImage"]
     with Image.open(server.base / "output" / saved[0]["subfolder"] / saved[0]["filename"]) as image:
         return image.tobytes()
+
+
+def asked(server, question):
+    """Return the status and the answer of the pack's route for the strip."""
+    body = question if isinstance(question, bytes) else json.dumps(question).encode()
+    request = urllib.request.Request(server.url + "/flexiffusion/strip", body)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_the_server_tells_what_a_node_shows_of_its_widgets(server):
+    status, shown = asked(server, {"node": "FlexiSchedule", "values": {"text": "FX FX\nFNN"}})
+    assert (status, shown["letters"], shown["words"]) == (200, "FXFXFNN", "7 steps, 3 computed, about 2.3x")
+    assert shown["kinds"]["X"]["label"] == "extrapolated" and shown["kinds"]["X"]["colour"].startswith("#")
+    _, wrong = asked(server, {"node": "FlexiSchedule", "values": {"text": "FXQ"}})
+    assert "unknown step 'Q'" in wrong["error"] and "letters" not in wrong
+    _, preset = asked(server, {"node": "FlexiPreset", "values": {"preset": "5x", "steps": 20, "model": "any"}})
+    assert preset["letters"].count("F") == 4
+    _, file = asked(server, {"node": "FlexiLoadSchedule", "values": {"file": "demo-euler-5x.json (bundled)"}})
+    assert len(file["letters"]) == 50 and "made for 50 euler steps" in file["details"]
+
+
+def test_the_server_changes_a_step_of_a_text(server):
+    question = {"node": "FlexiSchedule", "values": {"text": "3*(FX); order=2"}}
+    assert asked(server, {**question, "step": 1})[1]["text"] == "FN|2*(FX); order=2"
+    assert "first step stays full" in asked(server, {**question, "step": 0})[1]["error"]
+
+
+@pytest.mark.parametrize(
+    "question",
+    [b"", b"[1]", b"{}", b"[" * 100_000, b'{"node": "FlexiSchedule"}', b'{"node": ["F"], "values": {}}', b"\xff",
+     {"node": "FlexiSchedule", "values": {"text": 7}}, {"node": "FlexiSchedule", "values": {"text": "9999*(" * 20}},
+     {"node": "FlexiSchedule", "values": {"text": "FX"}, "step": "x"}, {"node": "FlexiPreset", "values": {"preset": []}},
+     {"node": "FlexiLoadSchedule", "values": {"file": "../../x.json"}}, {"node": "KSampler", "values": {}}],
+)  # fmt: skip
+def test_what_is_no_question_is_answered_in_words(server, question):
+    status, answer = asked(server, question)
+    assert status == 200 and answer["error"]
+
+
+def test_a_question_without_end_is_not_read_to_its_end(server):
+    status, answer = asked(server, b" " * (9 * 2**20))
+    assert status == 413 and "longer than" in answer["error"]
+
+
+@pytest.mark.parametrize("text", ["3*(FX)", None])
+def test_a_saved_picture_carries_the_schedule_that_ran(server, graph, text):
+    from PIL import Image
+
+    short, only = graph
+    if text:
+        put_in(short, only, {"class_type": "FlexiSchedule", "inputs": {"text": text}})
+    else:
+        put_in(short, only, {"class_type": "FlexiPreset", "inputs": {"preset": "2x", "steps": 0}})
+        short[only("KSampler")]["inputs"]["steps"] = 20
+    apply = only("FlexiApply")
+    for seed in (1000, 1001):  # the second time, the schedule's own nodes are not run again
+        short[only("KSampler")]["inputs"]["seed"] = seed
+        entry = server.run(short)
+        (saved,) = [out["images"] for key, out in entry["outputs"].items() if short[key]["class_type"] == "SaveImage"]
+        with Image.open(server.base / "output" / saved[0]["subfolder"] / saved[0]["filename"]) as image:
+            carried = json.loads(image.text["flexiffusion"])
+        report = entry["outputs"][only("FlexiReport")]["text"][0].splitlines()[-1]
+        assert carried == {apply: text or report.removeprefix("As text for Flexi Schedule: ")}
+
+
+def compared(server, graph, text, **inputs):
+    """Run the example's graph under a schedule with a comparison; return what it says and shows."""
+    short, only = graph
+    put_in(short, only, {"class_type": "FlexiSchedule", "inputs": {"text": text}})
+    links = {"run": [only("FlexiApply"), 1], "latent": [only("KSampler"), 0], "vae": short[only("VAEDecode")]["inputs"]["vae"]}
+    short["compare"] = {"class_type": "FlexiCompare", "inputs": {**links, "full_run": True, **inputs}}
+    return server.run(short)["outputs"]["compare"]
+
+
+def test_a_comparison_samples_the_same_run_in_full(server, graph):
+    short, only = graph
+    picture = picture_bytes(server, server.run(plain(short, only)), short)
+    shown = compared(server, graph, "3*(FX)")
+    assert "dB to the picture of all steps" in shown["text"][0]
+    assert (
+        decoded(server, shown["flexi_compare"][0]["full"]) == picture != decoded(server, shown["flexi_compare"][0]["schedule"])
+    )
+
+
+def plain(graph, only):
+    full = copy.deepcopy(graph)
+    full[only("FlexiPreset")] = {"class_type": "FlexiSchedule", "inputs": {"text": "6*(F)"}}
+    return full
+
+
+def decoded(server, shown):
+    from PIL import Image
+
+    body = server.get(f"/view?filename={shown['filename']}&subfolder={shown['subfolder']}&type=temp")
+    return Image.open(io.BytesIO(body)).convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m_sde", "ddpm"])
+def test_a_comparison_of_full_steps_finds_no_difference(server, graph, sampler):
+    short, only = graph
+    short[only("KSampler")]["inputs"]["sampler_name"] = sampler
+    shown = compared(server, graph, "6*(F)")
+    assert shown["text"][0].startswith("The pictures are the same, bit for bit.")
+
+
+def test_a_comparison_that_is_off_samples_nothing_and_one_without_a_run_says_why(server, graph):
+    shown = compared(server, graph, "3*(FX)", full_run=False)
+    assert shown["text"][0].startswith("Off: ") and "flexi_compare" not in shown
+    short, _ = graph
+    del short["compare"]["inputs"]["run"]
+    short["compare"]["inputs"]["full_run"] = True
+    assert "nothing to compare" in server.run(short)["outputs"]["compare"]["text"][0]
 
 
 def test_page_gets_the_strip_the_help_and_the_names(server):

@@ -119,10 +119,10 @@ def test_our_own_cases_are_what_the_page_exports_of_them(page):
     assert {each.name: each.why_not for each in compared if not each.agrees} == {}
 
 
-def test_official_templates_are_what_the_page_exports_of_them(page, needs, request):
-    compared = compare(page, sorted(needs.templates.glob("*.json")))
+def test_official_templates_are_what_the_page_exports_of_them(page, needs, frontend, templates, request):
+    compared = compare(page, sorted(templates.glob("*.json")))
     if wanted := request.config.getoption("--saved-workflows"):
-        write_text(Path(wanted), "\n".join(_sheet(compared, needs)) + "\n")
+        write_text(Path(wanted), "\n".join(_sheet(compared, needs.versions(frontend, templates))) + "\n")
     whole = [each for each in compared if each.page is not None and not each.unknown]
     wrong = {each.name: each.why_not for each in whole if each.samplers and not each.agrees}
     assert not wrong
@@ -130,7 +130,7 @@ def test_official_templates_are_what_the_page_exports_of_them(page, needs, reque
     assert sum(each.agrees for each in told) * OF >= AGREE * len(told) > 0
 
 
-def _sheet(compared: list[Compared], needs: Any) -> list[str]:
+def _sheet(compared: list[Compared], versions: str) -> list[str]:
     """Return the lines of the page of results."""
     sampled, others = ([each for each in compared if each.samplers == kind] for kind in (True, False))
     known = [each for each in compared if each.page is not None and not each.unknown]
@@ -143,7 +143,7 @@ def _sheet(compared: list[Compared], needs: Any) -> list[str]:
         "everything upstream of what samples, and where nothing samples the whole graph. Node ids may differ, the page numbers",
         f"some anew. The page gives {', '.join(sorted(VIEWERS))} widgets of its own, which no definition names.",
         "",
-        f"{needs.versions}",
+        versions,
         "",
         "| templates | number | agree |",
         "|-|-|-|",
