@@ -239,7 +239,7 @@ def _check_study(study: optuna.Study, folder: Path, outcome: Outcome) -> None:
     again = [trial.user_attrs["schedule"] for trial in finished if "tries" in trial.user_attrs]
     outcome.check(len(again) == len(set(again)), "a candidate that was tried again was counted twice")
     settings = settings_of(study)
-    fitness = Fitness(EmbeddedBackend(settings.teacher_settings, folder / "teacher"), settings.stages)
+    fitness = Fitness(EmbeddedBackend(settings.teacher_settings, folder / "teacher"), settings.stages, fit=settings.fit)
     outcome.check(
         all(_judged_alike(trial, fitness) for trial in finished), "a candidate was judged otherwise than by one worker"
     )
