@@ -3,8 +3,9 @@
     python benchmarks/pictures.py                     # all of them, a minute on a CPU
     python benchmarks/pictures.py --only thumbnails
 
-Every picture of a scene is sampled here, by the embedded model: on the left with all steps, on the right under the schedule
-that the template's preset becomes, from the same noise. Nothing is drawn by another model, and the thumbnails say so.
+Every picture of a scene is sampled here, by the embedded model: on the left with all steps, on the right under the template's
+schedule, from the same noise. What presets become there, and what Flexi Tune finds, is as the templates' own reports have it.
+Nothing is drawn by another model, and the thumbnails say so.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ BLUE, GREEN, GREY, ORANGE = "#3d7ff0", "#35b597", "#565c69", "#f0a63c"
 COLOURS = {"F": BLUE, "P": GREEN, "N": GREY, "X": ORANGE, "f": "#9b7ff0", "p": "#7ad0a0"}  # as in web/flexiffusion.js
 SHARES = {"F": 1.0, "P": 0.5, "N": 0.06, "X": 0.16, "f": 0.5, "p": 0.25}
 OTHER = "Pictures: the pack's small demo model, same sampler and steps"
-OWN = "The pack's small demo model, as this template runs it"
+OWN = "The pack's small demo model, with this template's settings"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ THUMBNAILS = {
                         "a large purple ring at the right on a black background"),
     "my_schedule": Scene("Load my searched schedule", OWN, "dpmpp_2m", "normal", 25, 3, "demo-dpmpp_2m-3x.json",
                          "a small green circle at the left on a brown background"),
-    "tune": Scene("Tune in the graph", OTHER, "euler", "normal", 20, 3, "2x",
+    "tune": Scene("Tune in the graph", OTHER, "euler", "normal", 20, 3, "FFFXXFXXFXXXFXXFXFFF",
                   "a large white square at the center on a teal background"),
 }  # fmt: skip
 
@@ -105,9 +106,8 @@ def schedule_of(scene: Scene) -> Schedule:
         return Schedule.parse(scene.schedule)
     sigmas = sigmas_of(model(), scene.sampler, scene.scheduler, scene.steps)
     traits = traits_of(scene.sampler, sigmas)
-    return Preset(scene.schedule, 0, scene.model).resolve(traits, sigmas.tolist(), scene.cfg != 1).schedule or all_full(
-        scene.steps
-    )
+    resolved = Preset(scene.schedule, 0, scene.model).resolve(traits, sigmas.tolist(), scene.cfg != 1)
+    return resolved.schedule or all_full(scene.steps)
 
 
 def drawn(scene: Scene, schedule: Schedule, size: int) -> Image.Image:

@@ -24,8 +24,14 @@ NOTES = Path(__file__).with_name("workflow_notes.md")
 COLUMN, GAP = 420, 90  # pixels: from a column to the next, and between two nodes of one
 WIDTH = 330
 HEAD, ROW, WIDGET, TEXT, IMAGE = 50, 22, 30, 130, 300  # pixels of height; those of the larger nodes, in Nodes 2.0
-TALL = dict.fromkeys(("FlexiPreset", "FlexiSchedule", "FlexiLoadSchedule", "FlexiTune"), 110)
-TALL |= {"FlexiReport": 300, "PreviewAny": 130}
+TALL = {
+    "FlexiPreset": 110,
+    "FlexiSchedule": 110,
+    "FlexiLoadSchedule": 110,
+    "FlexiTune": 110,
+    "FlexiReport": 300,
+    "PreviewAny": 130,
+}
 WIDE = {"FlexiReport": 520, "SaveImage": 420, "PreviewImage": 420, "MarkdownNote": 420, "SaveVideo": 420, "PreviewAny": 420}
 SHOWN = {"SaveImage", "PreviewImage", "LoadImage", "SaveVideo"}
 CONTROLLED = {"seed", "noise_seed"}
