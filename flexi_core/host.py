@@ -576,6 +576,8 @@ def _teacher_mismatches(teacher: Mapping[str, Any], model: comfy.model_patcher.M
         found.append("the network's weights are patched otherwise (a LoRA)" if "patches" in teacher else _PATCHED)
     elif weights and weights != weights_fingerprint(network, unpatched_weights(model)):
         found.append("the network's weights differ")
+    if weights and teacher.get("networks", "") != networks_note(model):
+        found.append("the run changes its network elsewhere, or to another one")
     return found
 
 
@@ -620,7 +622,8 @@ def patches_note(model: comfy.model_patcher.ModelPatcher) -> str:
 def teacher_of(model: comfy.model_patcher.ModelPatcher, cfg: float) -> dict[str, Any]:
     """Return what a schedule's file says of a run's model and guidance scale.
 
-    `weights` are the original ones; `patches`, where there are any, what changes them for a while, as a LoRA.
+    `weights` are the original ones; `patches`, where there are any, what changes them for a while, as a LoRA; `networks` the
+    others of a run that has several.
     """
     network, patches = model.get_model_object("diffusion_model"), patches_note(model)
     said = {
@@ -628,7 +631,22 @@ def teacher_of(model: comfy.model_patcher.ModelPatcher, cfg: float) -> dict[str,
         "weights": weights_fingerprint(network, unpatched_weights(model)),
         "cfg": cfg,
     }
-    return {**said, "patches": patches} if patches else said
+    networks = networks_note(model)
+    return said | ({"patches": patches} if patches else {}) | ({"networks": networks} if networks else {})
+
+
+def networks_note(model: comfy.model_patcher.ModelPatcher) -> str:
+    """Return which networks come after a model's own in a run, and where; empty where none does."""
+    found = []
+    for joined in model.get_additional_models_with_key(JOIN):
+        (join,) = model.get_wrappers(WrappersMP.OUTER_SAMPLE, JOIN)
+        note = weights_fingerprint(joined.get_model_object("diffusion_model"), unpatched_weights(joined))
+        found.append(f"{note} {patches_note(joined)} from {join.boundary.value:g} {join.boundary.unit}, {join.in_grid}")
+    for own in model.get_additional_models_with_key(STAGED):
+        (outer,) = model.get_wrappers(WrappersMP.OUTER_SAMPLE, STAGED)
+        levels = ", ".join(f"{level:g}" for level in outer.args[0].boundaries)
+        found.append(f"{weights_fingerprint(own.model)} at {levels}")
+    return "; ".join(found)
 
 
 def unpatched_weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, torch.Tensor]:
@@ -841,8 +859,8 @@ def join_models(
             raise FlexiError(f"the {name} model has stages already; give Flexi Join Models the models themselves")
     if high.is_clone(low):
         raise FlexiError(
-            "both inputs are one loaded model, and only one set of patches can be in its weights; load the second one with a "
-            "loader node of its own"
+            "both inputs are one loaded model, and only one set of patches can be in its weights; for one model with other "
+            "LoRAs in each half use LoRA hooks on the conditioning, or two KSampler (Advanced) nodes"
         )
     formats = [type(model.model.latent_format).__name__ for model in (high, low)]
     if formats[0] != formats[1]:
@@ -867,6 +885,7 @@ def join_models(
         wrappers[WrappersMP.PREDICT_NOISE] = _predict_noise_joined
     for kind, wrapper in wrappers.items():
         clone.add_wrapper_with_key(kind, JOIN, wrapper)
+    clone.add_callback_with_key(CallbacksMP.ON_PRE_RUN, JOIN, join.see_start)
     _put_in_order(clone)
     own = [getattr(sampling, "sigmas", None) for sampling in samplings]
     if None not in own and (own[0].shape != own[1].shape or not torch.allclose(own[0].cpu(), own[1].cpu(), rtol=1e-4)):
@@ -911,25 +930,48 @@ class _Join:
 
     def __init__(self, boundary: Boundary, in_grid: bool, high_options: dict[str, Any]) -> None:
         self.boundary, self.in_grid, self.high_options = boundary, in_grid, high_options
+        self.leads = False  # whether the run that is made is the joined model's
+
+    def see_start(self, _: comfy.model_patcher.ModelPatcher) -> None:
+        """Say so where the joined model is made ready for a run that another model leads: its second network is not asked."""
+        if not self.leads:
+            log.warning(
+                "Flexiffusion: a joined model is the second one of its guider: its high noise model alone answers, at every "
+                "level. Put the joined model first, or give the guider one of the two."
+            )
 
     def level(self, sigmas: Sequence[float], sampling: Any) -> float:
         """Return the boundary as a noise level of a run [n + 1] of a model with this sampling."""
         ends = (float(getattr(sampling, "sigma_min", 0)), float(getattr(sampling, "sigma_max", 0)))
         return self.boundary.level(sigmas, lambda sigma: float(sampling.timestep(torch.tensor([sigma]))), ends)
 
+    def grid(self, sigmas: torch.Tensor, sampling: Any) -> torch.Tensor:
+        """Return a run's noise levels [n + 1], with the boundary among them where that is asked for."""
+        levels = sigmas.tolist()
+        found = with_boundary(levels, self.level(levels, sampling)) if self.in_grid else levels
+        return sigmas if found == levels else sigmas.new_tensor(found)
+
     def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-        guider, levels = executor.class_obj, sigmas.tolist()
+        guider = executor.class_obj
         patcher = guider.model_patcher
-        level = self.level(levels, patcher.get_model_object("model_sampling"))
-        if self.in_grid and (found := with_boundary(levels, level)) != levels:
-            sigmas = sigmas.new_tensor(found)
+        sampling = patcher.get_model_object("model_sampling")
+        level, sigmas = self.level(sigmas.tolist(), sampling), self.grid(sigmas, sampling)
         options = guider.model_options.setdefault("transformer_options", {})
         low = patcher.get_additional_models_with_key(JOIN)[0]
         options[JOIN] = _Joined(Stages((level,), STAGE_NAMES), patcher, low, self.high_options)
+        self.leads = True
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             options.pop(JOIN, None)
+            self.leads = False
+
+
+def levels_of(model: comfy.model_patcher.ModelPatcher, sigmas: torch.Tensor) -> torch.Tensor:
+    """Return the noise levels [n + 1] that a model samples at where a sampler is given others: a joined one's boundary."""
+    for join in model.get_wrappers(WrappersMP.OUTER_SAMPLE, JOIN):
+        sigmas = join.grid(sigmas, model.get_model_object("model_sampling"))
+    return sigmas
 
 
 class _Joined:

@@ -18,7 +18,7 @@ from comfy.model_patcher import ModelPatcher
 
 from .errors import FlexiError
 from .fit import Trajectory
-from .host import HostSolver, apply_schedule, packed, teacher_of
+from .host import HostSolver, apply_schedule, levels_of, packed, teacher_of
 from .plan import Plan
 from .replay import PredictionStore
 from .sampler import SamplerTraits, Solver, probe
@@ -136,7 +136,7 @@ class KSamplerRun:
             denoise=self.denoise,
             model_options=self.model.model_options,
         )
-        return own.sigmas.float().cpu()
+        return levels_of(self.model, own.sigmas.float().cpu())
 
     @property
     def samples(self) -> torch.Tensor:

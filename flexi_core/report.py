@@ -273,7 +273,8 @@ class RunReport:
         reached, found = self.reached, []
         if len(reached) < len(self.steps):
             found.append(f"The sampler stopped after {len(reached)} of the run's {len(self.steps)} steps.")
-        more = [step for step in reached if step.ran is StepKind.FULL and step.planned is not StepKind.FULL]
+        cut = self._run.plan.cut
+        more = [s for s in reached if s.ran is StepKind.FULL and (s.planned is not StepKind.FULL or s.number - 1 in cut)]
         if more:
             full = sum(step.ran is StepKind.FULL for step in reached)
             found.append(

@@ -42,7 +42,9 @@ def stages(
     unet: UNetFile = None,
     count: Annotated[int, typer.Option("--stages", min=2, help="How many stages.")] = 3,
     levels: Annotated[int, typer.Option(min=2, max=400, help="Noise levels that are compared, even in the model's time.")] = 41,
-    samples: Annotated[int, typer.Option(min=1, help="Pictures that are noised.")] = 24,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Pictures that are noised. [default: 96 of data, 8 of a network's own]")
+    ] = None,
     data: Annotated[int, typer.Option(min=2, help="Most pictures of the source.")] = 20_000,
     size: Annotated[int, typer.Option(min=1, help="Side to which a folder's pictures are brought.")] = 32,
     flow: Annotated[
@@ -75,9 +77,9 @@ def stages(
     model = FileModel.load(unet) if unet else DemoModel.load()
     noise = NoiseLevels(model.sigmas) if flow is None else NoiseLevels(shift=flow)
     if by is By.data:
-        found = by_data(data_of(source, data, (size, size), seed), noise, levels, samples, seed)
+        found = by_data(data_of(source, data, (size, size), seed), noise, levels, samples or 96, seed)
     else:
-        found = (by_network if by is By.network else by_run)(model, levels, samples, seed)
+        found = (by_network if by is By.network else by_run)(model, levels, samples or 8, seed)
     similarity = found.similarity()
     clusters = cluster(similarity, found.sigmas, count, not published, least)
     rows = [_row("levels most alike", level, noise, scheduler.value, steps) for level in clusters.boundaries]

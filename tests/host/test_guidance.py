@@ -93,6 +93,20 @@ def test_a_schedule_on_the_second_of_two_models_says_that_it_did_not_run(
     record_property("does", "runs plainly and says so")
 
 
+def test_a_joined_model_that_is_the_second_one_says_that_its_first_network_alone_answers(
+    host, by_two_models, demo_model, second_model, caplog
+):
+    from flexi_core.stages.bounds import Boundary
+
+    plain, other = by_two_models(demo_model, second_model), host.adapter.load_demo_model()
+    joined, _ = host.adapter.join_models(second_model, other, Boundary(1.0, "sigma"))
+    assert torch.equal(by_two_models(demo_model, joined), plain)
+    assert "its high noise model alone answers" in caplog.text
+    caplog.clear()
+    host.sample(joined, steps=2)
+    assert "alone answers" not in caplog.text
+
+
 @pytest.mark.matrix("Reused guidance", "PerpNegGuider, which has three conditionings")
 def test_a_guider_of_three_conditionings_runs_such_steps_in_full_and_says_so(host, demo_model, apply, extra, record_property):
     guider_of = extra("perpneg", "PerpNegGuider")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flexi_core import FlexiError
+from flexi_core import FlexiError, Schedule
 from flexi_core.stages.bounds import UNITS, Boundary
 
 STEPS = 8
@@ -92,6 +92,7 @@ def test_a_crossing_segment_is_cut_and_the_report_says_so(host, join, apply, sig
     model, handle = apply(join(sigmas[4]), "F|FPPPPP@2|F")
     host.sample(model)
     text = str(handle.report)
+    assert text.startswith("4 of 8 steps were computed in full, 1 more than the schedule says: see below.")
     assert handle.report.letters == "FFPPFPPF"
     assert "The network changes within a segment of the schedule: step 5 ran in full for that." in text
     assert "High noise, steps 1 to 4: 2 full, 2 partial, " in text and "Low noise, steps 5 to 8: 2 full, 2 partial, " in text
@@ -112,6 +113,20 @@ def test_the_boundary_is_put_into_the_grid(host, experts, join, apply, sigmas, l
     model, handle = apply(join(boundary), "4*(FX)")
     host.sample(model)
     assert f"Step 4 lies across the boundary at sigma {boundary:.4g} and is high noise's." in str(handle.report)
+
+
+def test_a_schedule_tuned_to_a_joined_model_fits_its_run(host, join, sigmas):
+    """Its file has the noise levels that the run has, the boundary's among them."""
+    from flexi_core.host_runs import KSamplerRun
+
+    model = join(sigmas[3] * 0.9, in_grid=True)
+    latent = {"samples": torch.zeros(1, 3, 32, 32)}
+    run = KSamplerRun(model, STEPS, 3.0, "euler", "normal", host.positive, host.negative, latent)
+    assert (run.sigmas - sigmas[3] * 0.9).abs().min() < 1e-4
+    schedule = Schedule.parse("4*(FX)").with_info(teacher={"sigmas": run.sigmas.tolist()})
+    patched, handle = host.adapter.apply_schedule(model, schedule, "refuse")
+    host.sample(patched)
+    assert handle.report.run.plan.mapping == ""
 
 
 def test_a_boundary_in_the_models_time_and_in_steps(host, experts, join, sigmas):
@@ -251,7 +266,9 @@ def test_presets_over_a_joined_model_save_as_much_less_one_step(host, join, sigm
     for level in (levels[6], levels[13]):
         model, handle = host.adapter.apply_schedule(join(level), Preset("2x"))
         host.sample(model, steps=steps)
-        assert 10 <= handle.report.letters.count("F") <= 11 and len(handle.report.stages) == 2
+        full = handle.report.letters.count("F")
+        assert 10 <= full <= 11 and len(handle.report.stages) == 2
+        assert handle.report.words[0].startswith("11 of 20 steps were computed in full, 1 more" if full == 11 else "10 of 20")
 
 
 WAN = {"dim": 64, "ffn_dim": 128, "freq_dim": 64, "text_dim": 32, "num_heads": 2, "num_layers": 4, "model_type": "t2v"}
@@ -293,6 +310,19 @@ def test_a_lora_that_comes_with_a_prompt_is_for_both(host, experts, join, sigmas
     assert torch.equal(joined, windows(*experts, 3, positive=positive))
     assert not torch.equal(joined, host.sample(join(sigmas[3])))
     assert torch.equal(host.sample(join(sigmas[3])), windows(*experts, 3)), "the hook stayed on"
+
+
+def test_a_schedule_file_says_which_other_network_it_was_made_for(host, experts, join, sigmas):
+    teacher = host.adapter.teacher_of(join(sigmas[3]), 3.0)
+    assert "networks" in teacher and "networks" not in host.adapter.teacher_of(experts[0], 3.0)
+    assert host.adapter.teacher_of(join(sigmas[3]), 3.0) == teacher
+    assert host.adapter.teacher_of(join(sigmas[4]), 3.0) != teacher
+    assert host.adapter.teacher_of(join(sigmas[3], experts[1], experts[0]), 3.0)["networks"] != teacher["networks"]
+    schedule = Schedule.parse("4*(FX)").with_info(teacher=teacher)
+    for model, differs in ((join(sigmas[3]), False), (join(sigmas[4]), True), (experts[0], True)):
+        patched, handle = host.adapter.apply_schedule(model, schedule)
+        host.sample(patched)
+        assert ("the run changes its network elsewhere, or to another one" in str(handle.report)) is differs
 
 
 def test_a_joined_model_and_what_it_has_are_cloned_together(host, experts, join, apply, sigmas, windows):

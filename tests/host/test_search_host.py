@@ -847,3 +847,37 @@ def test_recorded_runs_are_the_teachers_in_the_host(opened, sampler):
     front = tuner.front()
     assert torch.equal(tuner._teacher, backend.teacher(0, 1))
     assert len(front) >= 3
+
+
+@pytest.mark.parametrize("name", ["2x", "3x"])
+def test_joined_experts_under_a_preset_are_two_windows_in_a_graph(base, checkout, name):
+    """One sampler with one schedule over both, and two KSampler (Advanced) nodes with the same in each."""
+    from search_tools.comfyui_host import open_host
+
+    host, steps, at = open_host(str(checkout), str(base)), 20, 9
+    graph = four_channels(a_node("TestSmallSdxl", seed=1), 32, steps=steps)
+    graph["20"] = a_node("TestSmallSdxl", seed=2)
+    settings = {"boundary": at / steps, "unit": "share of the run", "boundary_in_grid": True}
+    graph["21"] = a_node("FlexiJoinModels", high_noise=["1", 0], low_noise=["20", 0], **settings)
+    graph["22"] = a_node("FlexiPreset", preset=name, steps=0)
+    graph["23"] = a_node("FlexiApply", model=["21", 0], schedule=["22", 0], on_mismatch="map")
+    graph["5"]["inputs"]["model"] = ["23", 0]
+    graph["24"] = a_node("FlexiReport", run=["23", 1], latent=["5", 0])
+    made = host.evaluate(graph, "24")
+    latent = made["latent"]["samples"]
+    report = made["run"].report_of(latent)
+    assert [len(stage.steps) for stage in report.stages] == [at, steps - at] and report.letters[at] == "F"
+    assert report.letters.count("F") <= (11 if name == "2x" else 8)
+
+    graph["22"] = a_node("FlexiSchedule", text=str(report.schedule))
+    advanced = {key: value for key, value in graph["5"]["inputs"].items() if key not in ("seed", "denoise")}
+    for sampler, model, applied in (("5", "1", "23"), ("15", "20", "25")):
+        graph[applied] = a_node("FlexiApply", model=[model, 0], schedule=["22", 0], on_mismatch="map")
+        graph[sampler] = a_node("KSamplerAdvanced", **{**advanced, "model": [applied, 0], "noise_seed": 99})
+    first = {"add_noise": "enable", "start_at_step": 0, "end_at_step": at, "return_with_leftover_noise": "enable"}
+    second = {"add_noise": "disable", "start_at_step": at, "end_at_step": 10000, "return_with_leftover_noise": "disable"}
+    graph["5"]["inputs"] |= first
+    graph["15"]["inputs"] |= {**second, "latent_image": ["5", 0]}
+    graph["24"] = a_node("FlexiReport", run=["25", 1], latent=["15", 0])
+    # Between two nodes the latent is scaled to the format of files and back, which rounds.
+    torch.testing.assert_close(host.evaluate(graph, "24")["latent"]["samples"], latent, rtol=1e-3, atol=1e-3)
