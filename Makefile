@@ -20,14 +20,16 @@ demo: $(INSTALLED)
 	$(BIN)/flexi demo
 
 # A file's tests stay together, in one process of a thread each: what they share is made once. The tests in the host run in
-# every checkout that there is, each with the packages that it asks for; where there is none they say so and are skipped.
+# every checkout that there is, each with the packages that it asks for; where there is none they say so and are skipped. Those
+# of the page share servers and a browser, and run in one process.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) --ignore tests/host --ignore tests/page
 	tests/host/checkouts > $(CHECKOUTS)
 	set -e; while read -r checkout <&3; do \
 		echo "In $$checkout:"; \
 		$(MAKE) --no-print-directory host CHECKOUT="$$checkout"; \
-		OMP_NUM_THREADS=1 COMFYUI_PATH="$$checkout" $(BIN)/pytest $(PARALLEL) tests/host tests/page; \
+		OMP_NUM_THREADS=1 COMFYUI_PATH="$$checkout" $(BIN)/pytest $(PARALLEL) tests/host; \
+		OMP_NUM_THREADS=1 COMFYUI_PATH="$$checkout" $(BIN)/pytest tests/page; \
 	done 3< $(CHECKOUTS)
 	if [ ! -s $(CHECKOUTS) ]; then $(BIN)/pytest -q -rs tests/host tests/page; fi
 

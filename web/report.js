@@ -5,7 +5,7 @@ import { addElement, widen } from "./panel.js";
 import { recall, remember } from "./shown.js";
 
 const MOST_SHOWN = 200000; // characters
-const HEIGHT = 190; // pixels
+const HEIGHT = 140; // pixels, at least
 const SIZE = [460, 500]; // pixels, of a new node: there is room for the picture of the steps
 
 export function addReport(nodeType) {
