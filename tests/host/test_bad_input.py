@@ -1,6 +1,7 @@
 """What a graph that plain sampling would survive does with bad input: it survives too, and says what happened."""
 
 import gc
+import os
 import weakref
 
 import pytest
@@ -178,3 +179,17 @@ def resident_mib():
 
     gc.collect()
     return psutil.Process().memory_info().rss / 2**20
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in this system's folders")
+def test_a_pipe_in_the_folder_of_schedules_holds_nothing_up(node, schedule_folder):
+    cls, path = node("FlexiLoadSchedule"), schedule_folder / "pipe.json"
+    os.mkfifo(path)
+    try:
+        cls.define_schema()  # lists the folder
+        assert "no schedule file 'pipe.json'" in cls.validate_inputs(file="pipe.json")
+        for ask in (cls.execute, cls.fingerprint_inputs):
+            with pytest.raises(Exception, match=r"no schedule file 'pipe\.json'"):
+                ask(file="pipe.json")
+    finally:
+        path.unlink()
