@@ -7,6 +7,7 @@ near the teacher's is a combination of these, and how far two states are apart f
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ..metrics import data_range
 
 FORMAT = "flexiffusion-recording-1"
 MAX_BYTES = 64 * 2**20  # of a recording's file: 200 samples of 200 steps
-_CHUNK = 2**20  # numbers of a latent that are multiplied at once, in float64
+_CHUNK = 2**22  # numbers that are multiplied at once, in float64
 
 
 @dataclass(frozen=True)
@@ -105,21 +106,20 @@ class Recording:
 class GramRecorder:
     """Records a full run while it samples; nothing of the run changes.
 
-    The run's predictions are held, in their own type, until it has ended.
+    While the run goes on its predictions are put aside as they are, which costs a copy; they are multiplied when it has ended.
     """
 
     def __init__(self) -> None:
         self._vectors: list[torch.Tensor] = []
-        self._rows: list[torch.Tensor] = []
         self._steps = 0
+        self._gram: np.ndarray | None = None
 
     def see(self, index: int, x: torch.Tensor, prediction: torch.Tensor) -> None:
         """Take note of the prediction [B, ...] of a step that begins in the state x [B, ...]."""
         if index == 0:
-            self._vectors, self._rows = [], []
-            self._add(x)
+            self._vectors, self._gram = [x.detach().flatten(1).clone()], None
         self._steps = index + 1
-        self._add(prediction)
+        self._vectors.append(prediction.detach().flatten(1).clone())
 
     def blend(self, index: int, history: PredictionHistory) -> None:
         """Return None: a full run extrapolates nothing."""
@@ -134,21 +134,22 @@ class GramRecorder:
         Raises:
             FlexiError: steps of the run are missing.
         """
-        if not self._rows or len(self._rows) != self._steps + 1:
-            raise FlexiError(f"a full run was to be recorded; of its {self._steps} steps {len(self._rows) - 1} were seen")
-        n = len(self._rows)
-        gram = np.zeros((len(end), n, n))
-        for i, row in enumerate(self._rows):
-            gram[:, i, : i + 1] = gram[:, : i + 1, i] = row.numpy()
-        self._vectors = []
-        return Recording(gram, np.full(len(end), data_range(end)), identity)
+        if self._gram is None:
+            if len(self._vectors) != self._steps + 1:
+                raise FlexiError(
+                    f"a full run was to be recorded; of its {self._steps} steps {max(len(self._vectors) - 1, 0)} were seen"
+                )
+            self._gram, self._vectors = _products(self._vectors), []
+        return Recording(self._gram, np.full(len(end), data_range(end)), identity)
 
-    def _add(self, vector: torch.Tensor) -> None:
-        vector = vector.detach().flatten(1).clone()
-        self._vectors.append(vector)
-        products = torch.zeros(len(vector), len(self._vectors), dtype=torch.float64)
-        for at in range(0, vector.shape[1], _CHUNK):
-            own = vector[:, at : at + _CHUNK].cpu().double()
-            for i, other in enumerate(self._vectors):
-                products[:, i] += (own * other[:, at : at + _CHUNK].cpu().double()).sum(1)
-        self._rows.append(products / vector.shape[1])
+
+def _products(vectors: Sequence[torch.Tensor]) -> np.ndarray:
+    """Return the mean products [B, V, V] of V vectors [B, N], piece by piece in float64."""
+    rows, width = vectors[0].shape
+    products = torch.zeros(rows, len(vectors), len(vectors), dtype=torch.float64)
+    piece = max(_CHUNK // len(vectors), 1)
+    for at in range(0, width, piece):
+        # To the processor first: not every device has numbers of 64 bits.
+        part = torch.stack([vector[:, at : at + piece].cpu() for vector in vectors], 1).double()
+        products += part @ part.mT
+    return (products / width).numpy()

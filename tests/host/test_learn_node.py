@@ -176,3 +176,32 @@ def test_what_is_kept_stays_small(host, node, learn, shelf, monkeypatch):
     kept = list(shelf.glob("*"))
     assert len(kept) == 4
     assert sum(path.stat().st_size for path in kept) < 2**14
+
+
+def test_a_second_pass_and_the_windows_of_a_run_learn_for_themselves(host, learn):
+    model, run = learn()
+    first, second = {"noise": host.noise(2, 16)}, {"noise": host.noise(2, 16), "denoise": 0.5}
+    for options in (first, second):
+        host.sample(model, "euler", STEPS, **options)
+        assert words(run).startswith("Recording 1 of 2")
+    for start, end in ((0, 6), (6, STEPS)):
+        host.sample(model, "euler", STEPS, noise=host.noise(2, 16), start_step=start, last_step=end)
+        assert words(run).startswith("Recording 1 of 2")
+    for options in (first, second):
+        host.sample(model, "euler", STEPS, **options)
+        assert "Predicted" in words(run), words(run)
+
+
+def test_an_interrupted_run_teaches_nothing(host, demo_model, learn, shelf):
+    import comfy.model_management as management
+
+    def stop(step, *_):
+        if step == 3:
+            raise management.InterruptProcessingException
+
+    model, run = learn()
+    with pytest.raises(management.InterruptProcessingException):
+        host.sample(model, "euler", STEPS, noise=host.noise(1, 16), callback=stop)
+    assert not list(shelf.glob("*"))
+    host.sample(model, "euler", STEPS, noise=host.noise(1, 16))
+    assert words(run).startswith("Recording 1 of 2")
