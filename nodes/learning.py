@@ -12,7 +12,7 @@ from ..flexi_core import Schedule, ScheduleError
 from ..flexi_core.host import apply_schedule
 from ..flexi_core.tune import Learner, Shelf
 from . import folder
-from .page import live, server, tell
+from .page import live, server
 from .sockets import CATEGORY, PAPER, FlexiRunType, found_as
 
 LEARNED = "learned"  # folder of models/flexi_schedules
@@ -81,9 +81,7 @@ class FlexiLearn(io.ComfyNode):
     @classmethod
     def execute(cls, model, speedup: float, quality_db: float, frozen: str = "") -> io.NodeOutput:
         node = str(getattr(cls.hidden, "unique_id", ""))
-        learner = Learner(
-            Shelf(shelf_folder()), speedup, quality_db, frozen=frozen_schedules(frozen), tell=lambda words: tell(words, node)
-        )
+        learner = Learner(Shelf(shelf_folder()), speedup, quality_db, frozen=frozen_schedules(frozen))
         _learners[node] = learner
         _learners.move_to_end(node)
         while len(_learners) > _MOST_NODES:

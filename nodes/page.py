@@ -74,11 +74,12 @@ def register() -> None:
 
 
 def tell(words: str, node: str) -> None:
-    """Show words on a node of the page; this never raises."""
+    """Show words in a node of the page that has a strip; this never raises."""
+    host = server()
+    if host is None or not node:
+        return
     try:
-        host = server()
-        if node and hasattr(host, "send_progress_text"):
-            host.send_progress_text(words, node)
+        host.send_sync(EVENT, {"node": node, **Strip("", words).as_dict(), "done": 0}, host.client_id)
     except Exception:  # the page may be gone
         log.exception("Flexiffusion: words could not be shown on node %s", node)
 

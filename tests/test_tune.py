@@ -261,16 +261,15 @@ def shelf(tmp_path):
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "euler_ancestral"])
 def test_a_run_is_recorded_then_planned_and_comes_as_near_as_foretold(shelf, sampler):
-    told = []
-    learner = Learner(shelf, speedup=2.0, runs=ROWS + 1, tell=told.append)
+    learner = Learner(shelf, speedup=2.0, runs=ROWS + 1)
     first, second = learned(learner, sampler), learned(learner, sampler)
     assert first.schedule.is_all_full and second.schedule.is_all_full
     third = learned(learner, sampler)
     assert third.schedule.letters.count("F") == STEPS // 2
     assert third.observer is None
-    assert told[0].startswith(f"Recording 1 of {ROWS + 1}")
-    assert told[1].startswith(f"Recording {ROWS + 1} of {ROWS + 1}")
-    foretold = float(told[2].split("Predicted: ")[1].split(" ")[0])
+    assert first.words[0].startswith(f"Recording 1 of {ROWS + 1}")
+    assert second.words[0].startswith(f"Recording {ROWS + 1} of {ROWS + 1}")
+    foretold = float(third.words[0].split("Predicted: ")[1].split(" ")[0])
     # Its answers stray nowhere, which is not known before.
     assert foretold - 3 < true_db(sampler, third.schedule)
     assert true_db(sampler, third.schedule) > true_db(sampler, even(STEPS, STEPS // 2))
@@ -327,13 +326,6 @@ def test_latents_that_are_too_large_are_not_recorded(shelf):
     given = facts()
     huge = Facts(given.identity, given.traits, given.sigmas, given.solve, latent_bytes=2**30)
     assert "larger than 1024 MiB" in Learner(shelf).lesson(huge).words[0]
-
-
-def test_words_that_cannot_be_told_cost_nothing(shelf):
-    def tell(words):
-        raise ConnectionError("the page is gone")
-
-    assert Learner(shelf, tell=tell).lesson(facts()).schedule.is_all_full
 
 
 def test_a_shelf_keeps_the_newest_runs_within_its_bounds(shelf, monkeypatch):

@@ -14,11 +14,14 @@ const HEIGHTS = {
   FlexiLoadSchedule: 112,
   FlexiSaveSchedule: 112,
   FlexiTune: 142,
+  FlexiTuneGuider: 142,
+  FlexiLearn: 142,
   FlexiApply: 128,
 };
 const ASKED = ["FlexiSchedule", "FlexiPreset", "FlexiLoadSchedule"];
 const WAITING = {
   FlexiApply: "The steps are shown here as they run.",
+  FlexiLearn: "The first two pictures are recorded; what is learned from them is shown here.",
   FlexiSaveSchedule: "Where it is saved is shown here after a run.",
 };
 const WIDTH = 320; // pixels, of a new node

@@ -88,7 +88,6 @@ class Learner:
         quality_db: above 0, in place of the speed-up: how near to the pictures of all steps, PSNR in dB.
         runs: full runs to record before the first plan.
         frozen: schedules that are taken as they are, each for runs of its number of steps.
-        tell: called with words for the user as soon as a run begins.
     """
 
     def __init__(
@@ -98,10 +97,9 @@ class Learner:
         quality_db: float = 0.0,
         runs: int = RUNS,
         frozen: Sequence[Schedule] = (),
-        tell: Callable[[str], None] = lambda words: None,
     ) -> None:
         self._shelf, self._speedup, self._quality, self._runs = shelf, speedup, quality_db, runs
-        self._frozen, self._tell = tuple(frozen), tell
+        self._frozen = tuple(frozen)
         self._planning: dict[str, threading.Thread] = {}
         self._seen: dict[str, tuple[Mapping[str, Any], Schedule | None]] = {}  # runs, and what was learned of them
 
@@ -122,10 +120,6 @@ class Learner:
         """Return what a run that begins samples under, and what follows it."""
         lesson = self._lesson(facts)
         self._seen[str(facts.identity)] = facts.identity, None if lesson.observer else lesson.schedule
-        try:
-            self._tell(" ".join(lesson.words))
-        except Exception:  # the page may be gone
-            log.exception("Flexiffusion: what is learned could not be told")
         return lesson
 
     def _lesson(self, facts: Facts) -> Lesson:
