@@ -12,9 +12,9 @@ CATEGORY = "Flexiffusion"
 PAPER = "Flexiffusion, arXiv 2409.17566"
 
 _SPEED = ("speed", "speed up", "accelerate", "faster", "fast", "cache", "deepcache", "teacache", "easycache", "skip steps")
+_TAKES_ALIASES = "search_aliases" in inspect.signature(io.Schema).parameters
 
 
 def found_as(*names: str) -> dict[str, Any]:
     """Return a schema's words under which people look for a node, where the host has them: those of speed, and others."""
-    takes = "search_aliases" in inspect.signature(io.Schema).parameters
-    return {"search_aliases": [*_SPEED, *names]} if takes else {}
+    return {"search_aliases": [*_SPEED, *names]} if _TAKES_ALIASES else {}
