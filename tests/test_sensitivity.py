@@ -182,10 +182,13 @@ def test_a_space_of_another_run_is_refused():
 
 
 @pytest.mark.parametrize("front", [False, True])
-def test_a_study_measures_once_and_starts_from_the_guesses(tmp_path, front):
-    backend = EmbeddedBackend(TeacherSettings(steps=8), tmp_path)
+@pytest.mark.parametrize("sampler", ["euler", "heun"])  # the one is tuned, the other has sensitivities
+def test_a_study_measures_once_and_starts_from_the_guesses(tmp_path, front, sampler):
+    backend = EmbeddedBackend(TeacherSettings(sampler, steps=8), tmp_path)
     study, space = optuna.create_study(), Space(8, 2.0, backend.cost, front=front)
-    first = with_guesses(study, backend, space, 3)
+    first = with_guesses(study, backend, space, 3, samples=2)
+    assert ("flexi:tuned" in study.user_attrs) == (sampler == "euler")
+    assert ("flexi:sensitivities" in study.user_attrs) == (sampler == "heun")
     assert first.guesses and first.seeds()[: len(first.guesses)] == list(first.guesses)
     assert all(space.spent(guess) <= space.budget for guess in first.guesses)
     assert with_guesses(study, None, space, 3) == first, "another worker takes them from the study"
