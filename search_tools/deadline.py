@@ -13,7 +13,7 @@ Clock = Callable[[], float]  # seconds, from any moment on
 FEWEST = 4  # samples that anything is compared on
 _CLEARLY = 0.1  # of what a piece of work may take: as much is seen of it before it is broken off
 _SLACK = 1.25  # times what was measured is planned for: what comes later may be slower
-_MOST_JUDGING = 0.4  # of the time is kept free for it
+_MOST_JUDGING = 0.4  # of the time is kept free for more than the fewest samples
 
 
 class TooSlow(Exception):
@@ -21,7 +21,7 @@ class TooSlow(Exception):
 
     Args:
         share: of the work that would have been done in that time.
-        done: share of it that was done.
+        done: share of it that was timed.
         seconds: that this took.
     """
 
@@ -51,6 +51,7 @@ class Deadline:
         self.clock = clock
         self.earlier = 0.0  # seconds that earlier commands spent on the same study
         self._judging, self._samples, self._began = judging, samples, clock()
+        self._least = min(samples, FEWEST)
         self._measured, self._full_runs, self._slowest = 0.0, 0.0, 0.0
 
     @property
@@ -77,12 +78,15 @@ class Deadline:
     @property
     def to_search(self) -> float:
         """Seconds left for the search: the study's earlier ones count, and the judging's are kept free."""
-        judging = min(self._judging(self._samples) * self.full_run, _MOST_JUDGING * self.seconds) if self.full_run else 0.0
+        judging = 0.0
+        if self.full_run and math.isfinite(self.seconds):
+            whole, least = (self._judging(samples) * self.full_run for samples in (self._samples, self._least))
+            judging = max(min(whole, _MOST_JUDGING * self.seconds), least)
         return self.seconds - self.earlier - self.past - judging
 
     def leaves(self, full_runs: float) -> bool:
         """Whether there is time for so much sampling, in full runs of one sample, and the least judging after it."""
-        judging = self._judging(min(self._samples, FEWEST))
+        judging = self._judging(self._least)
         return (full_runs + judging) * self.full_run <= self.seconds - self.earlier - self.past
 
     def judged_samples(self) -> int:
@@ -98,13 +102,21 @@ class Deadline:
         Raises:
             TooSlow: from the progress, out of the work.
         """
-        began = self.clock()
+        began, first = self.clock(), None
 
         def watch(done: int, total: int) -> None:
+            nonlocal first
             progress(done, total)
             past = self.clock() - began
-            if 0 < done < total and past > _CLEARLY * seconds and past * total > seconds * done:
-                raise TooSlow(seconds * done / (past * total), done / total, past)
+            if not 0 < done < total:
+                return
+            # What comes before the first word of it, a model that is loaded, comes once.
+            before, had = first or (0.0, 0)
+            if (first or past > seconds) and done > had and past > _CLEARLY * seconds:
+                each = (past - before) / (done - had)
+                if past + (total - done) * each > seconds:
+                    raise TooSlow(max(done + (seconds - past) / each, 0.0) / total, (done - had) / total, past - before)
+            first = first or (past, done)
 
         return watch
 

@@ -105,9 +105,9 @@ class Judge:
         samples = self._sample(name, all_full(steps), steps)
         return self._row(name, str(all_full(steps)), samples, self.backend.settings.steps / steps)
 
-    def curves(self, speedups: Sequence[float], samples: int = _FEW) -> dict[str, list[tuple[float, float]]]:
+    def curves(self, speedups: Sequence[float]) -> dict[str, list[tuple[float, float]]]:
         """Return (speed-up in MACs, PSNR in dB) of plain choices over a range of speed-ups, on the first few samples."""
-        samples, steps = min(samples, self.samples), self.backend.settings.steps
+        samples, steps = _of_curves(self.samples), self.backend.settings.steps
         counts = sorted({max(1, round(steps / speedup)) for speedup in speedups})
         curves = {f"{self.backend.settings.sampler}, fewer steps": [], "even steps, extrapolated": []}
         for done, count in enumerate(counts):
@@ -155,8 +155,13 @@ def judging_runs(samples: int, steps: int, cost: float, curves: Sequence[float] 
         cost: of a sample of every row, in full runs of it.
         curves: their speed-ups.
     """
-    few = min(samples, _FEW)
-    return samples * (1 + cost) + few * (_WARM / steps + 2 * sum(1 / speedup for speedup in curves))
+    points = 2 * sum(1 / speedup for speedup in curves)
+    return samples * (1 + cost) + min(samples, _FEW) * _WARM / steps + _of_curves(samples) * points
+
+
+def _of_curves(samples: int) -> int:
+    """Return how many of the samples curves are drawn of."""
+    return min(_FEW, max(1, samples // 2))
 
 
 def baselines(space: Space) -> list[tuple[str, Schedule]]:

@@ -144,15 +144,25 @@ def test_no_judging_keeps_more_free_than_its_share_and_fewer_samples_are_judged_
 def test_work_is_broken_off_as_soon_as_it_is_clear_that_it_takes_too_long():
     clock = Clock()
     watched = Deadline(1, clock=clock).watched(lambda done, total: None, 10.0)
-    clock.now += 0.9
-    watched(1, 100)
-    clock.now += 0.3
-    watched(12, 100)
-    clock.now += 0.3
+    clock.now += 2.0
+    watched(1, 100)  # with what comes once, so that nothing is known yet
+    clock.now += 0.5
+    watched(11, 100)
+    clock.now += 3.0
     with pytest.raises(TooSlow) as slow:
-        watched(14, 100)
-    assert slow.value.share == pytest.approx(10 / 1.5 * 0.14)
+        watched(15, 100)
+    assert (slow.value.seconds, slow.value.done) == (3.5, pytest.approx(0.14))
+    assert slow.value.share == pytest.approx((15 + 4.5 * 14 / 3.5) / 100)
     watched(100, 100)
+
+
+def test_work_whose_first_part_takes_more_than_all_the_time_is_broken_off_there():
+    clock = Clock()
+    watched = Deadline(1, clock=clock).watched(lambda done, total: None, 10.0)
+    clock.now += 20.0
+    with pytest.raises(TooSlow) as slow:
+        watched(25, 100)
+    assert slow.value.share == pytest.approx(0.125)
 
 
 class Judged:
