@@ -30,7 +30,7 @@ _LEAST_STEPS = 8  # in shorter runs there is nothing between the places that are
 _MOST = 0.25  # of the time that is left
 _FULL_RUNS = "full runs"  # as a tuner calls them
 _EACH_RUN = 1.5  # full runs for each that tuning is on: there is an accelerated run, too
-_BESIDE = (0, 1, -1)  # full steps more than the budget's, of the schedules that guesses are made of
+_BESIDE = (0, 1, -1, -2)  # full steps more than the budget's, of the schedules that guesses are made of
 
 
 @dataclass(frozen=True)
