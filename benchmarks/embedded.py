@@ -22,6 +22,7 @@ from rich.console import Console
 from flexi_core import FlexiError, save_schedule
 from flexi_core.files import write_text
 from flexi_core.replay import PredictionStore
+from search_tools.deadline import Deadline
 from search_tools.embedded import EmbeddedBackend
 from search_tools.fitness import Fitness, stages_to
 from search_tools.guesses import with_guesses
@@ -29,7 +30,7 @@ from search_tools.judge import Judge, Row, baselines
 from search_tools.pictures import save_image_rows, save_pareto
 from search_tools.settings import SearchSettings
 from search_tools.space import FAMILIES, Space
-from search_tools.study import SearchResult, SearchState, open_study, run_search, with_results
+from search_tools.study import SearchResult, SearchState, open_study, run_search, spent_seconds, with_results
 from search_tools.teacher import TeacherSettings
 
 RESULTS = Path(__file__).parent / "results"
@@ -92,16 +93,23 @@ def make_table(name: str, minutes: float, search_samples: int, samples: int, see
 
 
 def search(
-    name: str, backend: EmbeddedBackend, wanted: SearchSettings, fitness: Fitness, **budget: float
+    name: str,
+    backend: EmbeddedBackend,
+    wanted: SearchSettings,
+    fitness: Fitness,
+    minutes: float | None = None,
+    evaluations: int | None = None,
 ) -> tuple[SearchResult, optuna.Study]:
-    """Return the result of a search, run or read from its study, and the study; `budget` is that of `run_search`."""
+    """Return the result of a search, run or read from its study, and the study; what it spent earlier counts."""
     study = open_study(f"sqlite:///{RESULTS / 'studies.db'}", name, wanted)
+    deadline = Deadline(minutes)
+    deadline.earlier = spent_seconds(study)
     space = with_guesses(study, backend, wanted.space(backend.cost, backend.identity["sigmas"], backend.traits), wanted.guesses)
 
     def say(state: SearchState) -> None:
         _err.print(f"{name}: {state.finished} candidates, {state.seconds_left:.0f} s left", highlight=False)
 
-    result = run_search(study, space, fitness, on_progress=say, **budget)
+    result = run_search(study, space, fitness, on_progress=say, deadline=deadline, evaluations=evaluations)
     if result.interrupted or result.best is None:
         raise typer.Exit(130)
     return result, study

@@ -31,6 +31,7 @@ from flexi_core.files import replace_file
 from search_tools.backend import Backend
 from search_tools.commands.options import open_chosen_backend
 from search_tools.commands.running import run
+from search_tools.deadline import Deadline
 from search_tools.judge import Judge, Row, baselines
 from search_tools.pictures import save_image_rows
 from search_tools.settings import SearchSettings
@@ -132,7 +133,7 @@ def measure(
         backend = _in_the_host(comfyui, file.resolve(), cfg)
     wanted = SearchSettings.of(backend, speedup, search_samples, seed=seed)
     began = time.monotonic()
-    study, space, result = run(backend, wanted, f"sqlite:///{file.with_name(where + '.db')}", minutes=minutes)
+    study, space, result = run(backend, wanted, f"sqlite:///{file.with_name(where + '.db')}", deadline=Deadline(minutes))
     if result.interrupted or result.best is None:
         raise typer.Exit(130)
     seconds = time.monotonic() - began

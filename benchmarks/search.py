@@ -124,7 +124,8 @@ class Bench:
         judged, _ = self._judge.judge(name, schedule_of(bests[-1]))
         macs, seconds = (sum(trial.user_attrs[key] for trial in trials) for key in ("macs", "seconds"))
         psnr, rfid = ([trial.user_attrs["evaluation"][key] for trial in bests] for key in ("psnr_db", "rfid"))
-        return Searched(psnr, rfid, macs + measuring_macs(study), seconds, judged)
+        macs += measuring_macs(study, 2 * TEACHER.steps * self._backend.cost.full_macs)  # with and without the prompt
+        return Searched(psnr, rfid, macs, seconds, judged)
 
 
 def best_so_far(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

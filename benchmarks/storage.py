@@ -28,6 +28,7 @@ from optuna.exceptions import ExperimentalWarning
 from flexi_core.cost import NetworkCost
 from flexi_core.files import replace_file
 from flexi_core.schedule import Schedule
+from search_tools.deadline import Deadline
 from search_tools.fitness import Evaluation
 from search_tools.heartbeat import Heartbeat
 from search_tools.settings import SearchSettings
@@ -175,7 +176,7 @@ def _work(url: str, name: str, seconds: float, evaluation: float, offset: float,
     barrier.wait()
     time.sleep(offset * evaluation)
     began, cpu = time.monotonic(), time.process_time()
-    run_search(study, SETTINGS.space(COST), fitness, minutes=seconds / 60, heartbeat=Heartbeat(study), finals=False)
+    run_search(study, SETTINGS.space(COST), fitness, deadline=Deadline(seconds / 60), heartbeat=Heartbeat(study), finals=False)
     results.put((fitness.count, time.monotonic() - began, time.process_time() - cpu))
 
 

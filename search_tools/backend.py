@@ -29,6 +29,7 @@ class Backend(Runs, Protocol):
 
     settings: TeacherSettings
     features: Features
+    most_fitted: int | None  # samples that blends are fitted on; None for as many as asked for
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -10,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from flexi_core.errors import FlexiError, ScheduleError
 from flexi_core.schedule import Schedule
 
+from .deadline import Clock
 from .evolution import FINISHED, PAIRED_MARGIN, near_best
 from .fitness import Evaluation, Fitness
 from .space import Space
@@ -21,7 +24,14 @@ _EVALUATED = ("evaluation", "mse")  # and what one has that no screen ended
 _COPIED = ("errors", "evaluation", "mse", _FITTED)  # what a repeat takes over
 
 
-def evaluate(study: optuna.Study, trial: optuna.Trial, schedule: Schedule, space: Space, fitness: Fitness) -> None:
+def evaluate(
+    study: optuna.Study,
+    trial: optuna.Trial,
+    schedule: Schedule,
+    space: Space,
+    fitness: Fitness,
+    clock: Clock = time.monotonic,
+) -> None:
     """Evaluate a candidate that was asked for, and tell the study.
 
     A candidate is evaluated on more and more samples, and dropped where its paired error is clearly above that of the best
@@ -29,13 +39,13 @@ def evaluate(study: optuna.Study, trial: optuna.Trial, schedule: Schedule, space
     What is evaluated is the schedule with its blends fitted. The trial remembers both texts, the cost, the errors of its
     stages, the evaluation, seconds, and MACs spent.
     """
-    began, before = time.monotonic(), fitness.macs
+    began, before = clock(), fitness.macs
     spent = space.spent(schedule)
     trial.set_user_attr("spent", spent)
 
     def finish(state: TrialState, rfid: float | None = None) -> None:
         trial.set_user_attr("macs", fitness.macs - before)
-        trial.set_user_attr("seconds", time.monotonic() - began)
+        trial.set_user_attr("seconds", clock() - began)
         values = None if rfid is None else [rfid, spent][: len(study.directions)]
         study.tell(trial, values, state=state)
 
@@ -97,11 +107,39 @@ def finalists(study: optuna.Study, count: int) -> list[FrozenTrial]:
     return list({trial.user_attrs["schedule"]: trial for trial in reversed(ranked)}.values())[::-1][:count]
 
 
-def hold_finals(study: optuna.Study, fitness: Fitness, count: int) -> None:
-    """Evaluate the finalists of a search on more samples; what is known of an earlier final counts."""
-    for trial in finalists(study, count):
-        if final_of(study, trial.user_attrs["schedule"]) is None:
-            keep_final(study, fitness, trial)
+def hold_finals(
+    study: optuna.Study,
+    fitness: Fitness,
+    count: int,
+    room: Callable[[], float] = lambda: math.inf,
+    each: float = 0.0,
+    teacher: float = 0.0,
+) -> int:
+    """Evaluate the finalists of a search on more samples, as many of the best as there is time for.
+
+    What is known of an earlier final counts. One alone meets nobody: there are two or none.
+
+    Args:
+        study: its candidates are found.
+        fitness: how to judge.
+        count: of finalists.
+        room: seconds that are left for it.
+        each: seconds that a finalist takes.
+        teacher: seconds that the teacher's samples take.
+
+    Returns:
+        how many were evaluated, now or earlier.
+    """
+    chosen = finalists(study, count)
+    missing = [trial for trial in chosen if final_of(study, trial.user_attrs["schedule"]) is None]
+    known = len(chosen) - len(missing)
+    if not known and room() < teacher + min(2, len(missing)) * each:
+        return 0
+    for held, trial in enumerate(missing):
+        if room() < each + (0.0 if held else teacher):
+            return known + held
+        keep_final(study, fitness, trial)
+    return len(chosen)
 
 
 def keep_final(study: optuna.Study, fitness: Fitness, trial: FrozenTrial) -> Evaluation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -23,6 +24,10 @@ from flexi_core.words import visible
 
 if TYPE_CHECKING:
     from .judge import Row
+
+
+_FIRST_LINE = 10.0  # seconds
+_RARER = 1.1  # times as late comes the next line
 
 
 class _Plain(Console):
@@ -85,9 +90,36 @@ def make_folder(folder: Path) -> None:
         raise FlexiError(f"{folder}: cannot be made ({error.strerror or error}); give another --folder") from error
 
 
+class ProgressLines:
+    """Progress where nobody watches a bar: a line on stderr now and then, after 10 s, and less often the longer it takes.
+
+    Args:
+        clock: in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._began, self._next = clock, clock(), _FIRST_LINE
+
+    def say(self, line: Callable[[], str]) -> None:
+        """Write a line, made only then, if the last one is long enough ago."""
+        past = self._clock() - self._began
+        if past >= self._next:
+            self._next = past * _RARER + _FIRST_LINE
+            err.print(f"{past:.0f} s: {line()}", highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
-def progress_bar(unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a function of (name, done, total) that draws one bar with the time left on stderr."""
+def progress_bar(unit: str, lines: ProgressLines | None = None) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function of (name, done, total) that draws one bar with the time left on stderr.
+
+    Args:
+        unit: of what is done.
+        lines: that go on where stderr is no terminal.
+    """
+    if not err.is_terminal:
+        lines = lines or ProgressLines()
+        yield lambda name, done, total: lines.say(lambda: f"{name}: {done / max(total, 1):.0%}")
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as progress:
         tasks: dict[str, int] = {}

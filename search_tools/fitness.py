@@ -21,9 +21,10 @@ from flexi_core.schedule import Schedule
 from flexi_core.tune import SampleProgress
 
 from .backend import Backend
+from .deadline import Clock
 from .teacher import SEARCH_SEEDS
 
-_FINAL = 2  # times the samples of the last stage are those of the finals
+FINAL = 2  # times the samples of the last stage are those of the finals
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Fitness:
         progress: called with the teacher's steps done and the steps in all.
         predictions: where candidates find what others before them computed; None computes everything.
         fit: fit the blends of extrapolated steps on the samples of the first stage.
+        clock: that the teacher is timed by.
 
     `macs` is what the network spent so far on candidates.
     """
@@ -61,16 +63,17 @@ class Fitness:
         progress: SampleProgress | None = None,
         predictions: PredictionStore | None = None,
         fit: bool = True,
+        clock: Clock = time.monotonic,
     ) -> None:
         if not stages or stages[0] < 1 or any(b <= a for a, b in pairwise(stages)):
             raise FlexiError(f"the stages of the fitness are {tuple(stages)}; give growing numbers of samples")
         self._backend, self.stages, self._predictions = backend, tuple(stages), predictions
         self.macs = 0.0
         self._fit = fit
-        began = time.monotonic()
+        began = clock()
         # By sample count: the same samples beside others differ in their last bits, and a search must repeat bit for bit.
         self._teachers = {self.stages[-1]: backend.teacher(SEARCH_SEEDS, self.stages[-1], progress)}
-        self.teacher_seconds = time.monotonic() - began
+        self.teacher_seconds = clock() - began
         self._range = data_range(self._teachers[self.stages[-1]])
         self._features: dict[int, torch.Tensor] = {}
 
@@ -125,7 +128,7 @@ class Fitness:
 
         A few dozen samples do not show a failure of one in thirty; a schedule that fails so is found here.
         """
-        count = _FINAL * self.stages[-1]
+        count = FINAL * self.stages[-1]
         if count not in self._teachers:
             self._teachers[count] = self._backend.teacher(SEARCH_SEEDS, count, progress)
         return self.evaluate(self.sample(schedule, count))

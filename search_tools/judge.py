@@ -18,6 +18,9 @@ from .measures import Measure, Measures
 from .space import Space
 from .teacher import JUDGE_SEEDS
 
+_FEW = 8  # samples, of curves and of the run before the first that is timed
+_WARM = 2  # steps of that
+
 
 @dataclass(frozen=True)
 class Row:
@@ -82,7 +85,7 @@ class Judge:
         self._read = features or backend.features
         teacher = all_full(backend.settings.steps)
         # Sampled afresh, not from the store, and not cold: its time is the yardstick of every row's.
-        backend.sample(all_full(2), seed, min(samples, 8), steps=2)
+        backend.sample(all_full(_WARM), seed, min(samples, _FEW), steps=_WARM)
         self.teacher = self._sample("teacher", teacher)
         self._features = self._read(self.teacher.latents)
         self.measures = None if measure is None else measure(self.teacher.latents)
@@ -102,9 +105,9 @@ class Judge:
         samples = self._sample(name, all_full(steps), steps)
         return self._row(name, str(all_full(steps)), samples, self.backend.settings.steps / steps)
 
-    def curves(self, speedups: Sequence[float], samples: int = 8) -> dict[str, list[tuple[float, float]]]:
+    def curves(self, speedups: Sequence[float]) -> dict[str, list[tuple[float, float]]]:
         """Return (speed-up in MACs, PSNR in dB) of plain choices over a range of speed-ups, on the first few samples."""
-        samples, steps = min(samples, self.samples), self.backend.settings.steps
+        samples, steps = _of_curves(self.samples), self.backend.settings.steps
         counts = sorted({max(1, round(steps / speedup)) for speedup in speedups})
         curves = {f"{self.backend.settings.sampler}, fewer steps": [], "even steps, extrapolated": []}
         for done, count in enumerate(counts):
@@ -141,6 +144,24 @@ class Judge:
             features=self._read.name,
             measures={} if self.measures is None else self.measures(samples.latents, self.seed),
         )
+
+
+def judging_runs(samples: int, steps: int, cost: float, curves: Sequence[float] = ()) -> float:
+    """Return what a judge and its rows take, in full runs of one sample.
+
+    Args:
+        samples: that are judged on.
+        steps: of the teacher.
+        cost: of a sample of every row, in full runs of it.
+        curves: their speed-ups.
+    """
+    points = 2 * sum(1 / speedup for speedup in curves)
+    return samples * (1 + cost) + min(samples, _FEW) * _WARM / steps + _of_curves(samples) * points
+
+
+def _of_curves(samples: int) -> int:
+    """Return how many of the samples curves are drawn of."""
+    return min(_FEW, max(1, samples // 2))
 
 
 def baselines(space: Space) -> list[tuple[str, Schedule]]:

@@ -21,6 +21,7 @@ from flexi_core.schedule import Schedule
 from flexi_core.tune import LevelAscent
 
 from .candidate import best_trial, final_of, keep_final, schedule_of
+from .deadline import Clock
 from .evolution import PAIRED_MARGIN
 from .fitness import Evaluation, Fitness
 
@@ -59,7 +60,10 @@ def move_levels(
     tries: int | None = None,
     seconds: float | None = None,
     progress: Callable[[float], None] = lambda left: None,
-) -> None:
+    clock: Clock = time.monotonic,
+    room: Callable[[], float] = lambda: math.inf,
+    each: float = 0.0,
+) -> int:
     """Move the noise levels of the best candidate's full steps; what is known of an earlier run of this stage counts.
 
     Args:
@@ -68,10 +72,16 @@ def move_levels(
         tries: at most; None for a whole ascent.
         seconds: at most, of all the study's runs of this stage; None for no limit.
         progress: called after each try with an estimate of the seconds left.
+        clock: that tries are timed by.
+        room: seconds that are left for tries; none is begun that may take longer.
+        each: seconds that a try may take; the slowest so far where that took longer.
+
+    Returns:
+        how many tries there were, earlier ones included.
     """
     best = best_trial(study)
     if best is None:
-        return
+        return 0
     text = best.user_attrs["schedule"]
     records = study.user_attrs.get(_MOVES, {})
     known = records.get(text, {"tries": [], "seconds": 0.0})
@@ -82,23 +92,30 @@ def move_levels(
 
     elsewhere = sum(record["seconds"] for candidate, record in records.items() if candidate != text)
     if "start" not in known:
+        if room() <= 2 * each:
+            return 0
         keep(start=_psnr_db(fitness, schedule_of(best)))
     ascent = LevelAscent(Schedule.parse(text), fitness.sigmas, known["start"])
-    most = ascent.most if tries is None else tries
+    most, slowest = ascent.most if tries is None else tries, each
     for number, schedule in enumerate(ascent, 1):
         if number <= len(known["tries"]):
             ascent.tell(known["tries"][number - 1])
             continue
         if (tries is not None and number > tries) or (seconds is not None and elsewhere + known["seconds"] >= seconds):
             break
-        began = time.monotonic()
+        if room() <= slowest:
+            break
+        began = clock()
         reached = _psnr_db(fitness, fitness.fitted(schedule), ascent.psnr_db)
         ascent.tell(reached)
-        keep(tries=[*known["tries"], reached], seconds=known["seconds"] + time.monotonic() - began)
+        took = clock() - began
+        slowest = max(slowest, took)
+        keep(tries=[*known["tries"], reached], seconds=known["seconds"] + took)
         left = known["seconds"] / number * max(most - number, 0)
         progress(left if seconds is None else min(left, seconds - elsewhere - known["seconds"]))
     if known.get("judged") != len(known["tries"]):
         keep(judged=len(known["tries"]), moved=_result(study, fitness, best, ascent, known.get("moved")))
+    return len(known["tries"])
 
 
 def best_moved(study: optuna.Study, best: FrozenTrial) -> Moved | None:

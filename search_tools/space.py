@@ -201,7 +201,7 @@ class Space:
     def _seeds(self) -> tuple[Schedule, ...]:
         found = [*self.guesses, *self._guesses()]
         if self.cuts:
-            found = [self._repaired(schedule) for schedule in found]
+            found = [self.repaired(schedule) for schedule in found]
         if self.front:
             for share in (0.75, 0.55, 0.4, 0.3, 0.2):
                 if self.budget * share >= 2 + len(self.cuts):
@@ -221,7 +221,7 @@ class Space:
         if "free" in self.families:
             if self.reuse_guidance:
                 found += self._late_reuse()
-            found.append(self._repaired(segments_for_speedup(self.steps, self.speedup)))
+            found.append(self.repaired(segments_for_speedup(self.steps, self.speedup)))
             found.append(uniform(self.steps, self.full_steps))
             if self.removes:
                 found.append(uniform(self.steps, self.full_steps, StepKind.NULL))
@@ -475,7 +475,8 @@ class Space:
             genes = [gene for i, gene in enumerate(genes) if i != 1 + int(np.argmin(gaps))]
         return genes
 
-    def _repaired(self, schedule: Schedule) -> Schedule:
+    def repaired(self, schedule: Schedule) -> Schedule:
+        """Return a schedule with as many of its full and partial steps as the budget holds; crowded ones go first."""
         return self._build(self._trimmed(self._genes(schedule)), schedule.order)
 
     @staticmethod

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -16,9 +17,11 @@ from flexi_core import __version__
 from flexi_core.errors import FlexiError
 from flexi_core.schedule import Schedule
 
-from .candidate import best_trial, check_candidates, evaluate, hold_finals, schedule_of
+from .candidate import best_trial, check_candidates, evaluate, finalists, hold_finals, schedule_of
+from .deadline import Deadline
 from .evolution import FINISHED
-from .fitness import Evaluation, Fitness
+from .fitness import FINAL, Evaluation, Fitness
+from .guesses import measuring_seconds
 from .heartbeat import Heartbeat
 from .judge import Row
 from .moving import SHARE, TRIES, best_moved, move_levels
@@ -31,7 +34,9 @@ from .teacher import JUDGE_SEEDS
 log = logging.getLogger(__name__)
 
 _SETTINGS = "flexi:settings"
-_MOST_RESERVED = 0.5  # of the minutes: finals that take longer than that go beyond them
+_STAGES = "flexi:stages"  # where the settings' own are too many for the time
+_ENDING = "flexi:ending_seconds"  # of finals and moves so far
+_MOST_RESERVED = 0.5  # of the time after the teacher: for finals and moves; those that would take longer are left out
 _POLL = 0.5  # seconds between two looks at the last candidates of the other workers
 
 
@@ -57,12 +62,20 @@ class SearchState:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Every candidate in order, the best, and whether the search was interrupted."""
+    """Every candidate in order, the best, and whether the search was interrupted.
+
+    `words` say what was left out for lack of time.
+    """
 
     candidates: list[Candidate]
     best: Candidate | None
     interrupted: bool
     seconds: float
+    words: tuple[str, ...] = ()
+
+    def is_near(self, quality: float) -> bool:
+        """Whether the best is as near to the teacher as that, PSNR in dB on the search's samples."""
+        return _is_near(self.best, quality)
 
 
 def open_study(storage: str, name: str, settings: SearchSettings) -> optuna.Study:
@@ -96,7 +109,20 @@ def settings_of(study: optuna.Study) -> SearchSettings:
     known = study.user_attrs.get(_SETTINGS)
     if known is None:
         raise FlexiError(f"the study {study.study_name!r} is not one of flexi search")
+    if _STAGES in study.user_attrs and isinstance(known, Mapping):
+        known = {**known, "stages": study.user_attrs[_STAGES]}
     return SearchSettings.from_dict(known)
+
+
+def keep_stages(study: optuna.Study, stages: Sequence[int]) -> None:
+    """Let a study have fewer samples than its settings ask for, from its first candidate on."""
+    study.set_user_attr(_STAGES, list(stages))
+
+
+def spent_seconds(study: optuna.Study) -> float:
+    """Return the time that a study has taken so far: its guesses, candidates, finals and moves."""
+    finished = study.get_trials(deepcopy=False, states=FINISHED)
+    return _seconds(finished) + measuring_seconds(study) + study.user_attrs.get(_ENDING, 0.0)
 
 
 def run_search(
@@ -104,13 +130,14 @@ def run_search(
     space: Space,
     fitness: Fitness,
     *,
-    minutes: float | None = None,
+    deadline: Deadline | None = None,
     evaluations: int | None = None,
     on_progress: Callable[[SearchState], None] = lambda state: None,
     heartbeat: Heartbeat | None = None,
     finals: bool = True,
+    quality: float | None = None,
 ) -> SearchResult:
-    """Search until a budget is spent.
+    """Search until a budget is spent; one candidate is evaluated in any case.
 
     The only one on its study goes on where an earlier run was stopped, killed or not: the candidate that this run was at is
     drawn again, and those that follow are the same as if it had never been stopped. One of several workers leaves the
@@ -120,12 +147,13 @@ def run_search(
         study: from `open_study`; strategy and seed are those of its settings.
         space: what to search.
         fitness: how to judge.
-        minutes: of evaluation time over the whole study, earlier runs included, and of this run's sampling of the teacher; of
-            several workers, each one's own wall time.
+        deadline: by which everything is done: what is left is planned from what was measured so far, and candidates end in
+            time for the rest.
         evaluations: of finished candidates of the whole study, screened ones and those of other workers included.
         on_progress: called after each candidate.
         heartbeat: of this worker, where several may work on the study; None where this is the only one.
         finals: whether the best are judged on more samples in the end, and the noise levels of the very best moved.
+        quality: PSNR in dB that is near enough: the search ends with the first candidate that is.
 
     Returns:
         all candidates of the study; after Ctrl-C those so far.
@@ -135,29 +163,30 @@ def run_search(
     """
     failed = f"the study {study.study_name!r} cannot go on"
     with storage_errors(failed, "It keeps its finished candidates; the same command goes on with it"):
-        return _run(study, space, fitness, minutes, evaluations, on_progress, heartbeat, finals)
+        return _run(study, space, fitness, deadline or Deadline(), evaluations, on_progress, heartbeat, finals, quality)
 
 
 def _run(
     study: optuna.Study,
     space: Space,
     fitness: Fitness,
-    minutes: float | None,
+    deadline: Deadline,
     evaluations: int | None,
     on_progress: Callable[[SearchState], None],
     heartbeat: Heartbeat | None,
     finals: bool,
+    quality: float | None,
 ) -> SearchResult:
-    settings, began = settings_of(study), time.monotonic()
-    moves = settings.moves and space.moves
-    interrupted, seconds = False, 0.0
-
-    def spent_seconds() -> float:
-        return seconds if heartbeat is None else time.monotonic() - began
+    settings = settings_of(study)
+    moves = finals and settings.moves and space.moves
+    interrupted, seconds, words = False, 0.0, ()
+    room = _MOST_RESERVED * deadline.to_search
 
     def spent_share(finished: list[FrozenTrial]) -> float:
-        of_minutes = _seconds(finished) / max(seconds, 1e-9) * spent_seconds() / (60 * minutes) if minutes else 0.0
-        return max(of_minutes, len(finished) / evaluations if evaluations else 0.0)
+        spent = _seconds(finished)
+        if heartbeat is not None:  # this worker's own share of them
+            spent *= deadline.past / max(seconds, 1e-9)
+        return max(spent / deadline.seconds, len(finished) / evaluations if evaluations else 0.0)
 
     check_candidates(study, space)
     study.sampler = make_sampler(settings.strategy, space, settings.seed, spent_share)
@@ -169,16 +198,18 @@ def _run(
             at_work = 0 if heartbeat is None else heartbeat.watch(known)
             trials = [trial for trial in known if trial.state in FINISHED]
             seconds = _seconds(trials)
-            minutes_left, reserved = minutes, 0.0
-            if minutes is not None:
-                if finals:
-                    reserved = _finals_minutes(trials, fitness, settings, moves) + (SHARE * minutes if moves else 0.0)
-                    reserved = min(reserved, _MOST_RESERVED * minutes)
-                minutes_left -= (fitness.teacher_seconds + spent_seconds()) / 60 + reserved
-            left = _seconds_left(len(trials), seconds / (1 + at_work), minutes_left, evaluations)
-            on_progress(SearchState(len(trials), seconds, left + 60 * reserved, best_of(study)))
-            if left <= 0 and trials:  # a budget that the teacher has spent leaves one candidate all the same
-                break
+            left, best = deadline.to_search, best_of(study)
+            on_progress(
+                SearchState(len(trials), seconds, _seconds_left(len(trials), seconds / (1 + at_work), left, evaluations), best)
+            )
+            if trials:  # a time that the teacher has taken leaves one candidate all the same
+                ending = _Ending(trials, fitness, settings, deadline, space.steps)
+                if left < ending.candidate + ending.reserved(room, finals, moves):
+                    break
+                if evaluations is not None and len(trials) >= evaluations:
+                    break
+                if quality is not None and _is_near(best, quality):
+                    break
             if evaluations is not None and len(trials) + at_work >= evaluations:
                 time.sleep(_POLL)  # the others are at the last candidates, and one that is lost comes back
                 continue
@@ -188,22 +219,98 @@ def _run(
                 log.warning("drawing a candidate took too long; another worker took it for lost, and this one draws anew")
                 continue
             with heartbeat.beating(trial) if heartbeat else nullcontext():
-                evaluate(study, trial, schedule, space, fitness)
-        if finals:
-            hold_finals(study, fitness, settings.finalists)
-            if moves:
-                move_levels(
-                    study,
-                    fitness,
-                    TRIES * evaluations if evaluations else None,
-                    60 * SHARE * minutes if minutes else None,
-                    lambda left: on_progress(SearchState(len(trials), seconds, left, best_of(study), moving=True)),
-                )
+                evaluate(study, trial, schedule, space, fitness, deadline.clock)
+        if finals and not (quality is not None and _is_near(best, quality)):
+            state = SearchState(len(trials), seconds, 0.0, None, moving=True)
+            tries = TRIES * evaluations if evaluations else None
+            words = _end(study, fitness, settings, deadline, ending, moves, tries, state, on_progress)
     except KeyboardInterrupt:
         interrupted = True
     if heartbeat is None:
         _forget_unfinished(study)
-    return SearchResult(candidates_of(study), best_of(study), interrupted, seconds)
+    return SearchResult(candidates_of(study), best_of(study), interrupted, seconds, words)
+
+
+def _end(
+    study: optuna.Study,
+    fitness: Fitness,
+    settings: SearchSettings,
+    deadline: Deadline,
+    ending: _Ending,
+    moves: bool,
+    tries: int | None,
+    state: SearchState,
+    on_progress: Callable[[SearchState], None],
+) -> tuple[str, ...]:
+    """Hold the finals and move noise levels in the time that there is; return what was left out, in words."""
+    began, before, words = deadline.clock(), study.user_attrs.get(_ENDING, 0.0), []
+    try:
+        wanted = len(finalists(study, settings.finalists))
+        held = hold_finals(study, fitness, settings.finalists, lambda: deadline.to_search, ending.finalist, ending.teacher)
+        if held < wanted and wanted > 1:
+            words.append(f"for lack of time {held or 'none'} of the {wanted} finalists met again on more samples")
+        if moves:
+            after = ending.result + (0.0 if held else ending.teacher)
+            limit = SHARE * deadline.seconds
+            tried = move_levels(
+                study,
+                fitness,
+                tries,
+                limit if math.isfinite(limit) else None,
+                lambda left: on_progress(replace(state, seconds_left=left, best=best_of(study))),
+                deadline.clock,
+                lambda: deadline.to_search - after,
+                ending.candidate,
+            )
+            if not tried:
+                words.append("for lack of time no noise levels were moved")
+    finally:
+        study.set_user_attr(_ENDING, before + deadline.clock() - began)
+    return tuple(words)
+
+
+class _Ending:
+    """How long what follows the candidates will take, in seconds, from what was measured so far.
+
+    Args:
+        finished: candidates, at least one.
+        fitness: that they were evaluated by.
+        settings: of the search.
+        deadline: that has to be kept.
+        steps: of the run.
+    """
+
+    def __init__(
+        self,
+        finished: Sequence[FrozenTrial],
+        fitness: Fitness,
+        settings: SearchSettings,
+        deadline: Deadline,
+        steps: int,
+    ) -> None:
+        judged = [trial for trial in finished if trial.state is TrialState.COMPLETE]
+        # The first one's fit samples the teacher, too.
+        self.candidate = max((trial.user_attrs["seconds"] for trial in judged[1:] or judged), default=0.0)
+        fitted, samples = fitness.stages[0], fitness.stages[-1]
+        if not deadline.full_run and judged:
+            longest = max(judged, key=lambda trial: trial.user_attrs["seconds"])
+            full_runs = (samples + fitted) * longest.user_attrs["spent"] / steps + (fitted if longest is judged[0] else 0)
+            deadline.measure(longest.user_attrs["seconds"], full_runs)
+        # Of what was evaluated in the search only the other samples are new, but for steps that reuse guidance.
+        self.finalist = (2 if settings.reuse_guidance else 1) * self.candidate
+        self.teacher = max(FINAL * fitness.teacher_seconds, FINAL * samples * deadline.full_run)
+        # What moved noise levels come to is evaluated once more, and meets its start on the samples of the finals.
+        self.result = self.candidate + (1 if settings.finalists else 2) * self.finalist
+        self._finalists, self._seconds = settings.finalists, deadline.seconds
+
+    def reserved(self, room: float, finals: bool, moves: bool) -> float:
+        """Return the time to keep free for finals and moves, for those of them that there is room for."""
+        if not math.isfinite(room):
+            return 0.0
+        counts = range(self._finalists, 1, -1) if finals else ()
+        kept = next((took for took in (self.teacher + n * self.finalist for n in counts) if took <= room), 0.0)
+        moving = min(SHARE * self._seconds, room - kept) if moves else 0.0
+        return kept + (moving if moving > self.result + self.candidate + (0.0 if kept else self.teacher) else 0.0)
 
 
 def candidates_of(study: optuna.Study) -> list[Candidate]:
@@ -247,27 +354,15 @@ def _forget_unfinished(study: optuna.Study) -> None:
 
 
 def _seconds(finished: list[FrozenTrial]) -> float:
-    return sum(trial.user_attrs["seconds"] for trial in finished)
+    return sum(trial.user_attrs.get("seconds", 0.0) for trial in finished)  # one without is refused in words
 
 
-def _finals_minutes(finished: list[FrozenTrial], fitness: Fitness, settings: SearchSettings, moves: bool) -> float:
-    """Return the time that the finals will take: their samples are twice as many, and so are the teacher's.
-
-    What noise levels moved come to is evaluated once more, and meets its start there. Of what was evaluated in the search
-    only the other half of the samples is new, but for steps that reuse guidance.
-    """
-    judged = [trial.user_attrs["seconds"] for trial in finished if trial.state is TrialState.COMPLETE]
-    longest = max(judged, default=0.0)  # without predictions to take over
-    new = 2 if settings.reuse_guidance else 1
-    evaluated = new * settings.finalists + moves * (2 * new if settings.finalists else 3 * new)
-    return (evaluated * longest + fitness.teacher_seconds * (evaluated > 0)) / 60
+def _is_near(best: Candidate | None, quality: float) -> bool:
+    return best is not None and best.evaluation.psnr_db >= quality
 
 
-def _seconds_left(finished: int, seconds: float, minutes_left: float | None, evaluations: int | None) -> float:
+def _seconds_left(finished: int, seconds: float, left: float, evaluations: int | None) -> float:
     """Return the time to the first budget's end, from the mean time of a candidate so far."""
-    left = float("inf")
-    if minutes_left is not None:
-        left = minutes_left * 60
     if evaluations is not None:
         left = min(left, (evaluations - finished) * (seconds / finished if finished else 60.0))
     return left

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -19,6 +24,25 @@ def flexi(tmp_path, monkeypatch):
     monkeypatch.setenv("FLEXI_CACHE", str(tmp_path / "cache"))
     runner = CliRunner()
     return lambda *args: runner.invoke(app, [str(a) for a in args])
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "passive"), ("active", "active")])
+def test_threads_sleep_while_they_wait_before_torch_is_loaded_unless_the_user_wants_otherwise(given, found):
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    module, function = re.search('^flexi = "(.+):(.+)"$', text, re.MULTILINE).groups()
+    watch = """
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("seen", os.environ.get("OMP_WAIT_POLICY"))
+            sys.exit()
+sys.meta_path.insert(0, Watch())
+"""
+    code = f"import os, sys\n{watch}\nfrom {module} import {function}\n{function}()"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert ran.stdout == f"seen {found}\n", ran.stderr
 
 
 def test_search_evaluate_and_show_work_on_one_file(flexi, tmp_path):

@@ -11,8 +11,9 @@ import pytest
 from flexi_core import FlexiError, Schedule
 from flexi_core.cost import NetworkCost
 from flexi_core.metrics import latent_mse
+from flexi_core.tune import nearest
 from search_tools.embedded import EmbeddedBackend
-from search_tools.guesses import with_guesses
+from search_tools.guesses import TunedFront, with_guesses
 from search_tools.sensitivity import EXPONENTS, Sensitivities, Stretch, _Paths, measure_sensitivities
 from search_tools.space import Space
 from search_tools.teacher import TeacherSettings
@@ -181,11 +182,44 @@ def test_a_space_of_another_run_is_refused():
         _made_up(25).plan(Space(20, 4.0, COST), 5)
 
 
+def test_the_first_guess_is_the_tuned_schedule_for_the_budget(tmp_path):
+    backend, study = EmbeddedBackend(TeacherSettings(steps=10), tmp_path), optuna.create_study()
+    space = Space(10, 2.0, backend.cost)
+    guesses = with_guesses(study, backend, space, 6, samples=2).guesses
+    front = TunedFront.from_dict(study.user_attrs["flexi:tuned"], 10)
+    assert guesses[0].letters == nearest(front.planned, 5).schedule.letters
+    assert [guess.letters.count("F") for guess in guesses] == [5] * len(guesses)
+    assert front.full_runs > 2
+    assert with_guesses(study, None, space, 1).guesses == guesses[:1]
+
+
+def test_a_study_that_has_sensitivities_goes_on_with_them():
+    study, space, model = optuna.create_study(), Space(20, 4.0, COST), _made_up(20, "X")
+    study.set_user_attr("flexi:sensitivities", model.as_dict())
+    assert with_guesses(study, None, space, 3).guesses == tuple(model.plan(space, 3))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [None, 3, {}, {"front": [{"schedule": "FX", "full": 1}]}, {"front": [{"schedule": "?", "full": 1, "predicted_db": 9.0}]},
+     {"front": [{"schedule": "FX", "full": 1, "predicted_db": 9.0}], "full_runs": 1.0},
+     {"front": [{"schedule": "9*(F)|F", "full": 3, "predicted_db": 9.0}], "full_runs": 1.0}],
+)  # fmt: skip
+def test_tuned_schedules_of_a_study_that_are_none_are_refused_in_words(values):
+    study = optuna.create_study()
+    study.set_user_attr("flexi:tuned", values)
+    with pytest.raises(FlexiError, match=r"the study's tuned schedules .* give another --study"):
+        with_guesses(study, None, Space(10, 2.0, COST), 3)
+
+
 @pytest.mark.parametrize("front", [False, True])
-def test_a_study_measures_once_and_starts_from_the_guesses(tmp_path, front):
-    backend = EmbeddedBackend(TeacherSettings(steps=8), tmp_path)
+@pytest.mark.parametrize("sampler", ["euler", "heun"])  # the one is tuned, the other has sensitivities
+def test_a_study_measures_once_and_starts_from_the_guesses(tmp_path, front, sampler):
+    backend = EmbeddedBackend(TeacherSettings(sampler, steps=8), tmp_path)
     study, space = optuna.create_study(), Space(8, 2.0, backend.cost, front=front)
-    first = with_guesses(study, backend, space, 3)
+    first = with_guesses(study, backend, space, 3, samples=2)
+    assert ("flexi:tuned" in study.user_attrs) == (sampler == "euler")
+    assert ("flexi:sensitivities" in study.user_attrs) == (sampler == "heun")
     assert first.guesses and first.seeds()[: len(first.guesses)] == list(first.guesses)
     assert all(space.spent(guess) <= space.budget for guess in first.guesses)
     assert with_guesses(study, None, space, 3) == first, "another worker takes them from the study"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import resource
@@ -17,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import FrozenInstanceError
 from pathlib import Path
-from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -27,15 +27,16 @@ from typer.testing import CliRunner
 from flexi_core import FlexiError, Schedule, __version__
 from search_tools import study as studies
 from search_tools.cli import app
+from search_tools.deadline import Deadline
 from search_tools.embedded import EmbeddedBackend
-from search_tools.fitness import Evaluation, Fitness
+from search_tools.fitness import Evaluation
 from search_tools.heartbeat import Heartbeat
 from search_tools.judge import Row
 from search_tools.lock import server_lock, study_lock
 from search_tools.settings import SearchSettings
 from search_tools.space import Space
 from search_tools.storage import open_storage
-from search_tools.study import candidates_of, open_study, run_search, with_results
+from search_tools.study import candidates_of, open_study, run_search, spent_seconds, with_results
 from search_tools.teacher import JUDGE_SEEDS, TeacherSettings
 
 CANDIDATES = 13
@@ -316,23 +317,19 @@ def test_evaluations_are_of_the_whole_study(search, tmp_path):
     assert len(search(url, evaluations=4)[1].candidates) == 5
 
 
-def test_minutes_are_of_evaluation_and_of_the_whole_study(search, backend, tmp_path):
-    url, fitness = f"sqlite:///{tmp_path}/studies.db", Fitness(backend, (1, 3))
-    _, first = search(url, fitness, evaluations=2)
-    minutes = (2 * first.seconds + fitness.teacher_seconds) / 60
-    study, result = search(url, fitness, minutes=minutes)
-    seconds = [trial.user_attrs["seconds"] for trial in study.trials]
-    assert sum(seconds[:-1]) < 60 * minutes - fitness.teacher_seconds <= sum(seconds) == result.seconds
-    _, again = search(url, fitness, minutes=minutes)
-    assert len(again.candidates) == len(result.candidates) > len(first.candidates)
-
-
 def test_the_time_left_comes_from_the_measured_seconds_of_a_candidate(search, tmp_path):
     states = []
     search(f"sqlite:///{tmp_path}/studies.db", evaluations=4, on_progress=states.append)
     assert [state.finished for state in states] == [0, 1, 2, 3, 4]
     for state in states[1:]:
         assert state.seconds_left == pytest.approx((4 - state.finished) * state.seconds / state.finished)
+
+
+def spent(study: optuna.Study, minutes: float) -> Deadline:
+    """Return a deadline that counts what was spent on a study."""
+    deadline = Deadline(minutes)
+    deadline.earlier = spent_seconds(study)
+    return deadline
 
 
 def test_a_share_of_the_budget_is_of_minutes_or_evaluations_whichever_is_nearer_to_its_end(search, tmp_path, monkeypatch):
@@ -342,42 +339,20 @@ def test_a_share_of_the_budget_is_of_minutes_or_evaluations_whichever_is_nearer_
     finished = study.trials
     assert [shares[-1](finished[:count]) for count in (0, 1, 4)] == [0.0, 0.25, 1.0]
     seconds = [trial.user_attrs["seconds"] for trial in finished]
-    search(study, minutes=sum(seconds) / 120)  # spent already
+    search(study, deadline=spent(study, sum(seconds) / 120))
     assert len(study.trials) == 4
     assert [shares[-1](finished[:count]) for count in (0, 1, 4)] == pytest.approx([0.0, 2 * seconds[0] / sum(seconds), 2.0])
-    search(study, minutes=sum(seconds) / 120, evaluations=2)
+    search(study, deadline=spent(study, sum(seconds) / 120), evaluations=2)
     assert shares[-1](finished) == pytest.approx(2.0)
 
 
-def _judged(seconds: float, state: TrialState = TrialState.COMPLETE) -> optuna.trial.FrozenTrial:
-    values = [1.0] if state is TrialState.COMPLETE else None
-    return optuna.trial.create_trial(state=state, values=values, user_attrs={"seconds": seconds})
-
-
-@pytest.mark.parametrize(
-    ("finalists", "moves", "reuses", "evaluated"),
-    [
-        (0, False, False, 0),
-        (3, False, False, 3),
-        (3, True, False, 5),
-        (0, True, False, 3),
-        (3, True, True, 10),
-        (0, True, True, 6),
-    ],
-)
-def test_finals_take_as_long_as_what_they_evaluate(finalists, moves, reuses, evaluated):
-    settings, fitness = SimpleNamespace(finalists=finalists, reuse_guidance=reuses), SimpleNamespace(teacher_seconds=30.0)
-    trials = [_judged(20.0), _judged(60.0), _judged(900.0, TrialState.PRUNED)]
-    assert studies._finals_minutes(trials, fitness, settings, moves) == evaluated + (0.5 if evaluated else 0.0)
-
-
 def test_the_time_left_is_that_of_the_nearer_budget():
-    assert studies._seconds_left(0, 0.0, None, 5) == 300.0  # a minute for each, as long as none is known
-    assert studies._seconds_left(2, 10.0, None, 5) == 15.0
-    assert studies._seconds_left(2, 10.0, 0.1, 5) == pytest.approx(6.0)
-    assert studies._seconds_left(2, 10.0, 1.0, 5) == 15.0
-    assert studies._seconds_left(2, 10.0, 1.0, None) == 60.0
-    assert studies._seconds_left(2, 10.0, None, None) == float("inf")
+    assert studies._seconds_left(0, 0.0, math.inf, 5) == 300.0  # a minute for each, as long as none is known
+    assert studies._seconds_left(2, 10.0, math.inf, 5) == 15.0
+    assert studies._seconds_left(2, 10.0, 6.0, 5) == 6.0
+    assert studies._seconds_left(2, 10.0, 60.0, 5) == 15.0
+    assert studies._seconds_left(2, 10.0, 60.0, None) == 60.0
+    assert studies._seconds_left(2, 10.0, math.inf, None) == math.inf
 
 
 def test_a_worker_waits_for_the_last_candidate_of_another_and_takes_it_over_when_that_is_lost(search):

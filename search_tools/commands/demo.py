@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -14,40 +13,46 @@ from .. import console
 from ..teacher import JUDGE_SEEDS, TeacherSettings
 from .options import Json, Samples, Seed
 
+CURVES = (2, 3, 5, 8)  # speed-ups
+_ROWS = 4  # of the table at the speed-up: searched, fewer steps, two baselines
+
 
 @console.one_line_errors
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the results go.")] = Path("flexi_demo"),
     steps: Annotated[int, typer.Option(help="Euler steps of the teacher.")] = 50,
     speedup: Annotated[float, typer.Option(min=1.0, help="Least reduction of the network's MACs.")] = 5.0,
-    minutes: Annotated[float, typer.Option(min=0.01, help="Time for the search.")] = 1.75,
+    minutes: Annotated[float, typer.Option(min=0.01, help="For everything: search, table, pictures.")] = 3.5,
     samples: Samples = 32,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Search a schedule for the embedded model and show what it is worth: a schedule file, pictures and a table."""
+    from ..deadline import Deadline
     from ..embedded import EmbeddedBackend
-    from ..judge import Judge, baselines
+    from ..judge import Judge, baselines, judging_runs
     from ..pictures import save_image_rows, save_pareto
     from ..settings import SearchSettings
     from ..study import with_results
-    from .running import run
+    from .running import run, say
 
     settings = TeacherSettings(steps=steps)
+    deadline = Deadline(minutes, lambda judged: judging_runs(judged, steps, _ROWS / speedup, CURVES), samples)
     console.make_folder(folder)
-    began = time.monotonic()
     backend = EmbeddedBackend(settings)
-    # No sensitivities: its minutes go to candidates.
-    wanted = SearchSettings.of(backend, speedup, samples=24, seed=seed, finalists=0, guesses=0, move=False)
-    study, space, result = run(backend, wanted, f"sqlite:///{folder / 'study.db'}", minutes=minutes)
+    wanted = SearchSettings.of(backend, speedup, samples=24, seed=seed, finalists=0, move=False)
+    study, space, result = run(backend, wanted, f"sqlite:///{folder / 'study.db'}", deadline=deadline)
     if result.best is None:
         raise FlexiError("the search was interrupted before its first candidate; run the same command to go on")
     file = folder / f"flexi_demo_{speedup:g}x.json"
     if result.interrupted:
         save_schedule(result.best.schedule.with_info(teacher=backend.identity), file)
         console.err.print(f"interrupted; {file} has the best schedule so far. The same command goes on with the search.")
+    judged = deadline.judged_samples()
+    if judged < samples:
+        say(f"for lack of time the table is of {judged} samples, not of {samples}: give more --minutes")
     with console.progress_bar("samples") as bar:
-        judge = Judge(backend, samples, JUDGE_SEEDS, bar)
+        judge = Judge(backend, judged, JUDGE_SEEDS, bar)
         best, images = judge.judge("searched", result.best.schedule)
         rows = [judge.teacher_row, best]
         rows.append(judge.judge_fewer_steps(space.full_steps))
@@ -56,12 +61,12 @@ def demo(
             row, images = judge.judge(name, schedule)
             rows.append(row)
             pictures.append((name, images))
-        curves = judge.curves((2, 3, 5, 8))
-    save_schedule(with_results(result.best.schedule, backend.identity, best, samples, study, seed), file)
+        curves = judge.curves(CURVES)
+    save_schedule(with_results(result.best.schedule, backend.identity, best, judged, study, seed), file)
     save_image_rows(folder / "images.png", pictures)
-    title = f"{settings.steps} {settings.sampler} steps, {samples} unseen seeds"
+    title = f"{settings.steps} {settings.sampler} steps, {judged} unseen seeds"
     save_pareto(folder / "pareto.png", result.candidates, settings.steps, rows, curves, title)
-    seconds = time.monotonic() - began
+    seconds = deadline.past
     if as_json:
         console.print_json({"schedule": str(result.best.schedule), "file": str(file), "rows": [r.as_dict() for r in rows],
                      "candidates": len(result.candidates), "seconds": seconds})  # fmt: skip

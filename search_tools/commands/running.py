@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
@@ -9,20 +10,24 @@ from optuna import Study
 from rich.progress import BarColumn, Progress, TextColumn
 
 from flexi_core.replay import PredictionStore
+from flexi_core.tune import SampleProgress
 
 from .. import console
 from ..backend import Backend
-from ..fitness import Fitness
-from ..guesses import measuring_seconds, with_guesses
+from ..deadline import FEWEST, Deadline, TooSlow
+from ..evolution import FINISHED
+from ..fitness import Fitness, stages_to
+from ..guesses import TunedFront, with_guesses
 from ..heartbeat import GRACE, Heartbeat
 from ..lock import study_lock
 from ..sampler_space import left_out
 from ..settings import SearchSettings
 from ..space import Space
 from ..storage import is_shared
-from ..study import SearchResult, SearchState, open_study, run_search
+from ..study import SearchResult, SearchState, keep_stages, open_study, run_search, settings_of, spent_seconds
 
 PREDICTION_BYTES = 2**30
+_TEACHER = 0.4  # of the time that is left for the search its teacher's samples may take; else there are fewer of them
 
 
 def run(
@@ -31,10 +36,12 @@ def run(
     storage: str,
     name: str | None = None,
     *,
-    minutes: float | None = None,
+    deadline: Deadline | None = None,
     evaluations: int | None = None,
     grace: float = GRACE,
     finals: bool = True,
+    quality: float | None = None,
+    tuned: TunedFront | None = None,
 ) -> tuple[Study, Space, SearchResult]:
     """Open the study of these settings, or go on with it, until a budget of the whole study is spent.
 
@@ -43,10 +50,12 @@ def run(
         settings: of the search.
         storage: Optuna's URL.
         name: of the study; made from the settings by default.
-        minutes: of evaluation time.
+        deadline: by which everything is done; what earlier commands spent on the study counts, where no others search it.
         evaluations: candidates.
         grace: seconds of silence after which a candidate of this process may be taken for lost, where others search too.
         finals: whether the best are judged on more samples in the end.
+        quality: PSNR in dB that is near enough: the search ends with the first candidate that is.
+        tuned: the front of the teacher's runs, where it is known.
 
     Raises:
         FlexiError: another process searches the same study of an SQLite file, or the storage fails.
@@ -55,28 +64,35 @@ def run(
     with study_lock(storage, name):
         study = open_study(storage, name, settings)
         heartbeat = Heartbeat(study, grace) if is_shared(storage) else None
-        return study, *_run(
-            study, backend, settings, minutes=minutes, evaluations=evaluations, heartbeat=heartbeat, finals=finals
-        )
+        deadline = deadline or Deadline()
+        if heartbeat is None:
+            deadline.earlier += spent_seconds(study)
+        how = {"evaluations": evaluations, "heartbeat": heartbeat, "finals": finals, "quality": quality}
+        return study, *_run(study, backend, settings_of(study), deadline, tuned, **how)
 
 
-def _run(study: Study, backend: Backend, settings: SearchSettings, **how: Any) -> tuple[Space, SearchResult]:
+def say(words: str) -> None:
+    """Tell the user something on stderr."""
+    console.err.print(words, highlight=False, markup=False, soft_wrap=True)
+
+
+def _run(
+    study: Study, backend: Backend, settings: SearchSettings, deadline: Deadline, tuned: TunedFront | None, **how: Any
+) -> tuple[Space, SearchResult]:
     if words := left_out(backend.traits):
-        console.err.print(words, highlight=False, markup=False, soft_wrap=True)
-    with console.progress_bar("samples") as bar:
+        say(words)
+    lines = console.ProgressLines(deadline.clock)
+    with console.progress_bar("samples", lines) as bar:
+        fitness = _fitness(study, backend, settings, deadline, bar, alone=how["heartbeat"] is None)
         space = with_guesses(
             study,
             backend,
             settings.space(backend.cost, backend.identity["sigmas"], backend.traits, backend.cuts),
             settings.guesses,
-            lambda done, total: bar("sensitivities", done, total),
-        )
-        fitness = Fitness(
-            backend,
-            settings.stages,
-            lambda done, total: bar("teacher", done, total),
-            PredictionStore(PREDICTION_BYTES),
-            settings.fit,
+            bar,
+            samples=fitness.stages[0],
+            deadline=deadline,
+            tuned=tuned,
         )
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]} left"))
     with Progress(*columns, console=console.err, transient=True) as progress:
@@ -89,9 +105,62 @@ def _run(study: Study, backend: Backend, settings: SearchSettings, **how: Any) -
             what = "moving noise levels" if state.moving else "search"
             done = state.seconds / max(state.seconds + state.seconds_left, 1e-9)
             left = f"{max(state.seconds_left, 0):.0f} s" if isfinite(state.seconds_left) else "?"
-            progress.update(task, completed=done, left=left, description=f"{what}: {state.finished} candidates, best {best}")
+            described = f"{what}: {state.finished} candidates, best {best}"
+            progress.update(task, completed=done, left=left, description=described)
+            if not console.err.is_terminal:
+                lines.say(lambda: f"{described}, {left} left")
 
-        if how["minutes"] is not None:  # what was measured counts too; one candidate is evaluated in any case
-            how["minutes"] = max(how["minutes"] - measuring_seconds(study) / 60, 1e-6)
-        result = run_search(study, space, fitness, on_progress=on_progress, **how)
+        result = run_search(study, space, fitness, deadline=deadline, on_progress=on_progress, **how)
+    if result.words:
+        say("; ".join(result.words) + ": more --minutes give it more")
     return space, result
+
+
+def _fitness(
+    study: Study,
+    backend: Backend,
+    settings: SearchSettings,
+    deadline: Deadline,
+    bar: Callable[[str, int, int], None],
+    alone: bool,
+) -> Fitness:
+    """Return what candidates are judged by: on fewer samples where the teacher's own would take too long."""
+
+    def made(stages: Sequence[int], progress: SampleProgress) -> Fitness:
+        told = {"fit": settings.fit, "clock": deadline.clock}
+        return Fitness(backend, stages, progress, PredictionStore(PREDICTION_BYTES), **told)
+
+    def progress(done: int, total: int) -> None:
+        nonlocal sampled
+        sampled = True
+        bar("teacher", done, total)
+
+    stages, wanted, sampled = settings.stages, settings.samples, False
+    room = _TEACHER * deadline.to_search
+    try:
+        begun = not alone or study.get_trials(deepcopy=False, states=FINISHED)
+        fitness = made(stages, progress if begun else deadline.watched(progress, room))
+    except TooSlow as slow:
+        deadline.measure(slow.seconds, slow.done * wanted)
+        count = min(wanted, _fewer(settings, deadline, int(wanted * slow.share)))
+        say(f"for lack of time candidates are compared on {count} samples, not on {wanted}: give more --minutes")
+        keep_stages(study, stages_to(count))
+        fitness = made(stages_to(count), progress)
+    if sampled:
+        deadline.measure(fitness.teacher_seconds, fitness.stages[-1])
+    return fitness
+
+
+def _fewer(settings: SearchSettings, deadline: Deadline, most: int) -> int:
+    """Return how many samples a candidate can be compared on, so that one is evaluated and judged in time.
+
+    Args:
+        settings: of the search.
+        deadline: that has to be kept.
+        most: samples that the teacher can make in the time that there is for it.
+    """
+    for count in (most, settings.stages[0]):
+        fitted = stages_to(count)[0] if count >= FEWEST else 0
+        if FEWEST <= count <= most and deadline.leaves((count + fitted) * (1 + 1 / settings.speedup)):
+            return count
+    return FEWEST

@@ -40,6 +40,8 @@ from .options import (
     open_chosen_backend,
 )
 
+JUDGED = 16  # samples
+
 
 @console.one_line_errors
 def search(
@@ -59,7 +61,13 @@ def search(
     negative: Negative = "",
     clip_vision: ClipVision = None,
     speedup: Annotated[float, typer.Option(min=1.0, help="Least reduction of the network's MACs.")] = 5.0,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="Budget of the study, evaluation time. [default: 10]")] = None,
+    quality: Annotated[
+        float | None,
+        typer.Option(help="Instead of --speedup: how near the pictures are to come to those of all steps, PSNR in dB."),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Time for everything; the study's earlier searches count. [default: 10]")
+    ] = None,
     evaluations: Annotated[int | None, typer.Option(min=1, help="Budget of the study, candidates.")] = None,
     seed: Seed = 0,
     storage: Annotated[str, typer.Option(help="Optuna storage URL.")] = "sqlite:///flexi_studies.db",
@@ -86,9 +94,7 @@ def search(
     reuse_guidance: Annotated[
         bool, typer.Option("--reuse-guidance", help="Let steps run the prompt's half alone, with the last step's guidance.")
     ] = False,
-    guesses: Annotated[
-        int, typer.Option(min=0, help="Schedules to start from, made from measured sensitivities; 0 measures none.")
-    ] = 6,
+    guesses: Annotated[int, typer.Option(min=0, help="Schedules to start from, made from some full runs; 0 makes none.")] = 6,
     move: Annotated[
         bool, typer.Option("--move/--no-move", help="Move the noise levels of the best schedule's full steps in the end.")
     ] = True,
@@ -100,20 +106,24 @@ def search(
 
     The run is one of the embedded model, of --unet, or, with --comfyui, of a workflow or a checkpoint of the user's own.
     """
-    from ..judge import Judge
+    from ..deadline import Deadline
+    from ..judge import Judge, judging_runs
     from ..settings import SearchSettings
     from ..space import FAMILIES
     from ..study import open_study, with_results
-    from .running import GRACE, run
+    from .quality import run_for_quality
+    from .running import GRACE, run, say
 
     if minutes is None and evaluations is None:
         minutes = 10.0
+    deadline = Deadline(minutes, lambda judged: judging_runs(judged, backend.settings.steps, 1 / speedup), JUDGED)
     check_out(out)
     host = HostChoice(comfyui, workflow, node, prompts, base_directory, checkpoint, prompt, negative, clip_vision)
     backend = open_chosen_backend(sampler, scheduler, steps, cfg, unet=unet, size=size, host=host)
     if reuse_guidance and backend.settings.cfg == 1:
         raise FlexiError("--reuse-guidance is for guided runs; this one has cfg 1 and nothing to reuse")
-    out = out or default_out(backend, speedup)
+    if quality is not None and create_only:
+        raise FlexiError("--quality makes a study for each number of full steps that it tries; --create-only makes one")
     families = FAMILIES if space is SpaceChoice.all else (space.value,)
     wanted = SearchSettings.of(
         backend,
@@ -128,7 +138,8 @@ def search(
         guesses=guesses,
         move=move,
     )
-    wanted.space(backend.cost, backend.identity["sigmas"], backend.traits, backend.cuts)  # refused before a study of it is made
+    if quality is None:  # refused before a study of it is made
+        wanted.space(backend.cost, backend.identity["sigmas"], backend.traits, backend.cuts)
     if create_only:
         opened = open_study(storage, study or wanted.default_name, wanted)
         if as_json:
@@ -136,23 +147,53 @@ def search(
             return
         console.out.print(f"study      {opened.study_name}", markup=False, highlight=False, soft_wrap=True)
         return
-    opened, _, result = run(backend, wanted, storage, study, minutes=minutes, evaluations=evaluations, grace=grace or GRACE)
+    how = {"deadline": deadline, "evaluations": evaluations, "grace": grace or GRACE}
+    tried = None
+    if quality is None:
+        opened, _, result = run(backend, wanted, storage, study, **how)
+    else:
+        tried = run_for_quality(backend, wanted, storage, study, quality, **how)
+        if tried is None:
+            _say_all_steps(quality, backend.settings.steps, as_json)
+            return
+        opened, result, speedup = tried.study, tried.result, backend.settings.steps / tried.full
+    out = out or default_out(backend, speedup)
     if result.best is None:
         raise FlexiError("the search was interrupted before its first candidate; run the same command to go on")
     if result.interrupted:
         save_schedule(result.best.schedule.with_info(teacher=backend.identity), out)
         console.err.print(f"interrupted; {out} has the best schedule so far. The same command goes on with the search.")
+    judged = deadline.judged_samples()
+    if judged < JUDGED:
+        say(f"for lack of time the result is judged on {judged} samples, not on {JUDGED}: give more --minutes")
     with console.progress_bar("samples") as bar:
-        row, _ = Judge(backend, 16, JUDGE_SEEDS, bar).judge("searched", result.best.schedule)
-    save_schedule(with_results(result.best.schedule, backend.identity, row, 16, opened, seed), out)
+        row, _ = Judge(backend, judged, JUDGE_SEEDS, bar).judge("searched", result.best.schedule)
+    save_schedule(with_results(result.best.schedule, backend.identity, row, judged, opened, seed), out)
     if as_json:
         console.print_json({"schedule": str(result.best.schedule), "file": str(out), "study": opened.study_name,
                      "interrupted": result.interrupted, "candidates": len(result.candidates), "seconds": result.seconds,
-                     "search": asdict(result.best.evaluation), "judged": row.as_dict()})  # fmt: skip
+                     "search": asdict(result.best.evaluation), "judged": row.as_dict(),
+                     **({"quality": quality, "reached": tried.reached, "full": tried.full} if tried else {})})  # fmt: skip
         return
-    console.print_table([row], "16 unseen seeds")
+    if tried:
+        missed = "" if tried.reached else "; it was not reached: more --minutes go on with it"
+        console.out.print(
+            f"quality    {tried.psnr_db:.1f} dB on the search's samples with {tried.full} of {backend.settings.steps} steps "
+            f"computed, {quality:g} asked for{missed}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print_table([row], f"{judged} unseen seeds")
     console.out.print(f"schedule   {result.best.schedule}", highlight=False, soft_wrap=True)
     console.out.print(f"written    {out}", highlight=False)
     console.out.print(
         f"study      {opened.study_name}: {len(result.candidates)} candidates, {result.seconds:.0f} s", highlight=False
     )
+
+
+def _say_all_steps(quality: float, steps: int, as_json: bool) -> None:
+    """Say that no schedule is near enough."""
+    if as_json:
+        console.print_json({"schedule": None, "file": None, "quality": quality, "reached": False})
+        return
+    console.out.print(f"No schedule is known that comes within {quality:g} dB: sample all {steps} steps.", highlight=False)

@@ -30,12 +30,14 @@ def worker(
     as_json: Json = False,
 ) -> None:
     """Search a study together with other workers, until a budget is spent or Ctrl-C; what is needed comes from the study."""
+    from ..deadline import Deadline
     from ..reopen import OwnHost, reopen
     from ..storage import FOR_MANY, is_shared
     from ..study import settings_of
     from .reading import read_study
     from .running import GRACE, run
 
+    deadline = Deadline(minutes)
     own = OwnHost(comfyui, base_directory)
     if not is_shared(storage):
         raise FlexiError(f"an SQLite file is for one process; workers need {FOR_MANY}")
@@ -50,7 +52,7 @@ def worker(
         settings,
         storage,
         study,
-        minutes=minutes,
+        deadline=deadline,
         evaluations=evaluations,
         grace=grace or GRACE,
         finals=False,

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,6 +17,9 @@ from flexi_core import FlexiError, Schedule, load_schedule
 from flexi_core.demo.scenes import captions_of
 from flexi_core.replay import PredictionStore
 from search_tools.cli import app
+from search_tools.deadline import TooSlow
+from search_tools.guesses import with_guesses
+from search_tools.space import Space
 
 CAPTION = "a large red circle at the center on a navy background"
 STEPS = 6
@@ -389,13 +393,14 @@ def test_blends_are_fitted_in_the_host_as_in_the_embedded_runtime(opened, cache,
     assert macs > 0 and ours == pytest.approx(theirs, abs=2e-2)
 
 
-def test_ctrl_c_between_steps_leaves_the_back_end_as_it_was(plain):
+@pytest.mark.parametrize("reason", [KeyboardInterrupt(), TooSlow(0.5, 0.1, 3.0)], ids=["Ctrl-C", "no time"])
+def test_a_run_that_is_broken_off_between_steps_leaves_the_back_end_as_it_was(plain, reason):
     def stop(done, total):
         if done >= 3:
-            raise KeyboardInterrupt
+            raise reason
 
     before = plain.sample(MIXED, 6, 1).latents
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(reason)):
         plain.sample(MIXED, 6, 2, progress=stop)
     assert torch.equal(plain.sample(MIXED, 6, 1).latents, before)
 
@@ -439,6 +444,13 @@ def test_network_without_a_middle_is_read_through_its_blocks(host, typed_model, 
     features = features_of(model, words, latents)
     assert "middle block" in features.name
     assert features(latents).shape == (2, 128) and features(latents).isfinite().all()
+
+
+def test_guesses_of_a_search_come_from_full_runs_of_the_host(opened):
+    backend, study = opened(demo(steps=8, sampler_name="dpmpp_2m")), optuna.create_study()
+    space = with_guesses(study, backend, Space(8, 2.0, backend.cost), 2, samples=2)
+    assert "flexi:tuned" in study.user_attrs
+    assert [guess.letters.count("F") for guess in space.guesses] == [4, 4]
 
 
 def test_search_writes_the_schedule_where_the_node_finds_it(flexi, base, node):
