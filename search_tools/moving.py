@@ -9,6 +9,7 @@ and no sample is so far off that the mean paired error is above the search's mar
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
