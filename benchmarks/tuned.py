@@ -28,7 +28,7 @@ from flexi_core.metrics import data_range, psnr_db
 from flexi_core.presets import Preset, all_full, full_steps
 from flexi_core.tune import EFFORTS, Effort, Recorded, Tuner, nearest
 from flexi_core.tune.learning import RUNS as LEARNED_FROM
-from flexi_core.tune.learning import SPREAD_DB
+from flexi_core.tune.placement import SPREAD_DB
 from search_tools.batches import BatchedBackend
 from search_tools.embedded import EmbeddedBackend
 from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings

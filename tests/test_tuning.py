@@ -81,6 +81,14 @@ def test_a_schedule_is_chosen_by_full_steps_or_by_quality(tuned):
     assert cheapest(front, 1e3) is None
 
 
+def test_what_a_few_samples_make_sure_is_below_their_mean(tuned):
+    _, front, _, confirmed, _ = tuned
+    assert confirmed.made_db - 15 < confirmed.sure_db < confirmed.made_db
+    for planned in front:
+        low, high = planned.interval_db
+        assert low < planned.predicted_db < high
+
+
 def test_a_sampler_that_asks_twice_a_step_is_refused_in_words():
     with pytest.raises(FlexiError, match="heun asks the network several times a step"):
         Tuner(Counted("heun", 4), 1).front()
@@ -111,7 +119,7 @@ def test_the_command_writes_a_schedule_that_says_what_it_is_for(tmp_path):
 
 def test_a_quality_that_was_asked_for_comes_out_or_is_said_to_be_out_of_reach(tmp_path):
     said = json.loads(flexi("--quality", "40", "--out", str(tmp_path / "t.json"), "--json").stdout)
-    assert said["made_db"] >= 40
+    assert said["made_db"] >= 40 + 4  # of one sample, so much is needed to be sure
     result = flexi("--quality", "98", "--out", str(tmp_path / "no.json"))
     assert result.exit_code == 0
     assert f"sample all {STEPS} steps" in result.output

@@ -22,7 +22,7 @@ from ..presets import all_full, even, full_steps
 from ..sampler import SamplerTraits, Solver
 from ..schedule import Schedule
 from .answer import Answer
-from .placement import Planned, plan_front
+from .placement import SPREAD_DB, Planned, plan_front
 from .shelf import Shelf
 from .trajectories import GramRecorder
 from .tuner import MEASURED_AT, cheapest, nearest
@@ -33,8 +33,6 @@ RUNS = 2  # full runs that are recorded
 FEWEST_STEPS, MOST_STEPS = 4, 200  # of a run that is learned
 ROWS = 4  # pictures of a batch that are recorded
 MOST_BYTES = 2**30  # of predictions that are held while a run is recorded
-# What a prediction from full runs alone was off by, standard deviation in dB (docs/results/tuned.md).
-SPREAD_DB = 2.0
 _NAMES = {
     "patches": "LoRA", "weights": "model", "architecture": "model", "sampler": "sampler", "sigmas": "scheduler or steps",
     "steps": "number of steps", "size": "size", "cfg": "guidance scale", "guider": "guider",
@@ -197,7 +195,9 @@ class Learner:
                 )
         else:
             planned = nearest(front, full_steps(steps, self._speedup))
-        words = f"{_computed(planned.schedule)} Predicted: {planned.predicted_db:.0f} dB to the picture of all steps."
+        low, high = planned.interval_db
+        predicted = f"Predicted: {planned.predicted_db:.0f} dB to the picture of all steps ({low:.0f} to {high:.0f})."
+        words = f"{_computed(planned.schedule)} {predicted}"
         return Lesson(planned.schedule, (words,))
 
 

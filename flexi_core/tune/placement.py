@@ -22,6 +22,8 @@ from .trajectories import Recording
 
 WIDTH = 3  # of the beam, for each step and number of full steps
 LONGEST = 16  # steps from one full step to the next
+# What is predicted is off by, standard deviation in dB (docs/results/tuned.md).
+SPREAD_DB = 2.0
 _DIGITS = 4  # of a factor
 _MOST_DB = 99.0
 
@@ -39,6 +41,11 @@ class Planned:
     schedule: Schedule
     full: int
     predicted_db: float
+
+    @property
+    def interval_db(self) -> tuple[float, float]:
+        """Between which it comes out in nineteen runs of twenty."""
+        return self.predicted_db - 2 * SPREAD_DB, self.predicted_db + 2 * SPREAD_DB
 
 
 def plan_front(

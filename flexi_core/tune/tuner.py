@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import scipy.special
 import torch
 
 from ..basis import Rule, rule_of
@@ -21,7 +22,7 @@ from ..schedule import Schedule
 from .answer import Answer, AnswerMeter
 from .ascent import LevelAscent, PlaceAscent
 from .moves import LevelMoves
-from .placement import Planned, plan_front
+from .placement import SPREAD_DB, Planned, plan_front
 from .runs import Runs
 from .trajectories import GramRecorder, Recording
 
@@ -56,6 +57,7 @@ class Tuned:
         predicted_db: mean PSNR to the teacher, as planned.
         made_db: as it came out.
         plain_db: of as many plain steps of the same sampler and scheduler.
+        sure_db: what other samples' mean is not below in nine of ten cases.
     """
 
     schedule: Schedule
@@ -63,6 +65,7 @@ class Tuned:
     predicted_db: float
     made_db: float
     plain_db: float
+    sure_db: float
 
     @property
     def is_ahead(self) -> bool:
@@ -160,17 +163,18 @@ class Tuner:
         Args:
             planned: of the front.
         """
-        made = {planned.schedule: self._db(planned.schedule)}
+        made = {planned.schedule: self._psnr_db(planned.schedule)}
         if self.effort.fit:
             moved = self._moves and self._moves.moved(planned)
             for schedule in [planned.schedule, *([moved.schedule] if moved else ())]:
                 fitted = self._fitted(schedule)
-                made.setdefault(fitted, self._db(fitted))
-        best = max(made, key=made.__getitem__)
+                made.setdefault(fitted, self._psnr_db(fitted))
+        best = max(made, key=lambda schedule: float(made[schedule].mean()))
+        found = made[best]
         if self.effort.local:
-            best, made[best] = self._local(best, made[best])
-        plain = self._db(all_full(planned.full))
-        return Tuned(best, planned.full, planned.predicted_db, made[best], plain)
+            best, found = self._local(best, found)
+        plain = float(self._psnr_db(all_full(planned.full)).mean())
+        return Tuned(best, planned.full, planned.predicted_db, float(found.mean()), plain, _sure_of(found))
 
     def chosen(self, front: Sequence[Planned], speedup: float, quality: float | None = None) -> Tuned | None:
         """Return what the schedule for a speed-up, or the cheapest for a quality, comes to; None where none comes so near.
@@ -178,15 +182,15 @@ class Tuner:
         Args:
             front: from few full steps to many.
             speedup: how many times fewer steps to compute.
-            quality: in place of a speed-up: mean PSNR to the teacher in dB. What was predicted may be missed: then with more
-                full steps.
+            quality: in place of a speed-up: mean PSNR to the teacher in dB, of other samples too. What was predicted may be
+                missed: then with more full steps.
         """
         if quality is None:
             return self.confirmed(nearest(front, full_steps(self.steps, speedup)))
         planned = cheapest(front, quality)
         while planned is not None:
             tuned = self.confirmed(planned)
-            if tuned.made_db >= quality:
+            if tuned.sure_db >= quality:
                 return tuned
             planned = next((p for p in front if p.full > tuned.full), None)
         return None
@@ -239,34 +243,34 @@ class Tuner:
         self._macs += macs
         return fitted
 
-    def _local(self, schedule: Schedule, db: float) -> tuple[Schedule, float]:
+    def _local(self, schedule: Schedule, found: torch.Tensor) -> tuple[Schedule, torch.Tensor]:
         """Return a schedule changed step by step, each change kept that is better on both halves of the samples, and its PSNR.
 
         Its full steps' noise levels are moved; where the sampler draws noise, their places.
         """
         half = self._samples // 2
         halves = [(0, half), (half, self._samples - half)] if half else [(0, self._samples)]
-        start = [self._db(schedule, *part) for part in halves]
+        start = [float(found[first : first + count].mean()) for first, count in halves]
         noisy = self._runs.traits.draws_noise
         ascent = PlaceAscent(schedule, start) if noisy else LevelAscent(schedule, self._runs.sigmas.tolist(), start)
         limit, best = self.full_runs + self.effort.local, schedule
         for tried in ascent:
             if self.full_runs >= limit:
                 break
-            fitted, found = self._fitted(tried), []
+            fitted, reached = self._fitted(tried), []
             for part, least in zip(halves, ascent.psnr_db, strict=True):
-                found.append(self._db(fitted, *part))
-                if found[-1] <= least:
+                reached.append(self._psnr_db(fitted, *part))
+                if float(reached[-1].mean()) <= least:
                     break
             before = ascent.psnr_db
-            ascent.tell(found)
+            ascent.tell([float(each.mean()) for each in reached])
             if ascent.psnr_db is not before:
-                best, db = fitted, sum(x * count for x, (_, count) in zip(found, halves, strict=True)) / self._samples
+                best, found = fitted, torch.cat(reached)
             self._progress("local search", int(self.full_runs), int(limit))
-        return best, db
+        return best, found
 
-    def _db(self, schedule: Schedule, first: int = 0, count: int | None = None) -> float:
-        """Return the mean PSNR of what a schedule makes of the recorded samples, or some of them."""
+    def _psnr_db(self, schedule: Schedule, first: int = 0, count: int | None = None) -> torch.Tensor:
+        """Return the PSNR [count] of what a schedule makes of the recorded samples, or some of them."""
         steps = None if len(schedule) == self.steps else len(schedule)
         count = self._samples if count is None else count
         teacher, name = self._teacher[first : first + count].float(), "schedules" if steps is None else "plain steps"
@@ -278,7 +282,15 @@ class Tuner:
             progress=lambda done, _: self._progress(name, done, count * len(schedule)),
         )
         self._macs += made.macs
-        return float(psnr_db(made.latents.float(), teacher, data_range(self._teacher)).clamp(max=99).mean())
+        return psnr_db(made.latents.float(), teacher, data_range(self._teacher)).clamp(max=99)
+
+
+def _sure_of(psnr_db: torch.Tensor) -> float:
+    """Return what the mean PSNR of other samples is not below in nine of ten cases, from that of a few [B], dB."""
+    count = len(psnr_db)
+    if count == 1:
+        return float(psnr_db) - 2 * SPREAD_DB
+    return float(psnr_db.mean()) - float(scipy.special.stdtrit(count - 1, 0.9)) * float(psnr_db.std()) / count**0.5
 
 
 def nearest(front: Sequence[Planned], full: int) -> Planned:

@@ -97,7 +97,10 @@ def tune(
                 "made_db": tuned and tuned.made_db,
                 "plain_db": tuned and tuned.plain_db,
                 "full_runs": tuner.full_runs,
-                "front": [{"full": p.full, "predicted_db": p.predicted_db, "schedule": str(p.schedule)} for p in front],
+                "front": [
+                    {"full": p.full, "predicted_db": p.predicted_db, "interval_db": p.interval_db, "schedule": str(p.schedule)}
+                    for p in front
+                ],
             }
         )
         return
@@ -142,8 +145,13 @@ def _print_front(front: Any, steps: int) -> None:
     from flexi_core.tune import nearest
 
     table = Table(title="predicted", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for heading in ("computed", "speed-up", "PSNR, dB"):
+    for heading in ("computed", "speed-up", "PSNR, dB", "between"):
         table.add_column(heading, justify="right")
     for planned in dict.fromkeys(nearest(front, full_steps(steps, speedup)) for speedup in SHOWN):
-        table.add_row(str(planned.full), f"{steps / planned.full:.2f}x", f"{planned.predicted_db:.1f}")
+        table.add_row(
+            str(planned.full),
+            f"{steps / planned.full:.2f}x",
+            f"{planned.predicted_db:.1f}",
+            "{:.0f} and {:.0f}".format(*planned.interval_db),
+        )
     console.out.print(table)
