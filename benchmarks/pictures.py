@@ -19,7 +19,7 @@ from typing import Annotated
 
 import torch
 import typer
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 from flexi_core import Schedule, load_schedule
 from flexi_core.demo.model import DemoModel
@@ -284,10 +284,27 @@ def draw_pair(scene: Scene) -> Image.Image:
     return image
 
 
+def draw_compared(scene: Scene) -> Image.Image:
+    """Return a run's two pictures and four times their difference, as Flexi Compare gives them."""
+    image = Image.new("RGB", (WIDE, 250), BACKGROUND)
+    draw = ImageDraw.Draw(image)
+    full, schedule = (drawn(scene, each, 190) for each in (all_full(scene.steps), schedule_of(scene)))
+    difference = ImageChops.difference(full, schedule).point(lambda value: min(4 * value, 255))
+    labels = (f"all {scene.steps} steps", "the schedule", "4 times the difference")
+    for i, (label, each) in enumerate(zip(labels, (full, schedule, difference), strict=True)):
+        x = 20 + 245 * i
+        image.paste(each, (x, 16))
+        draw.text((x, 214), label, fill=FAINT, font=font(20), anchor="lt")
+    return image
+
+
 def help_pictures() -> dict[str, Image.Image]:
     """Return the pictures of the help pages by their nodes."""
     captions = {name: scene.caption for name, scene in THUMBNAILS.items()}
     searched = load_schedule(PACK / "flexi_core" / "schedules" / "demo-euler-5x.json").letters
+    tuned = THUMBNAILS["tune"]
+    learned = [(name, "F" * tuned.steps) for name in ("1st picture", "2nd picture")]
+    learned.append(("from then on", schedule_of(tuned).letters))
     presets = [(name, Preset(name, 20).before_run().schedule.letters) for name in ("1.5x", "2x", "3x", "5x", "deepcache")]
     return {
         "FlexiApply": draw_wires(("Load Checkpoint", "Flexi Apply", "KSampler"), {1: "Flexi Preset"}),
@@ -296,7 +313,12 @@ def help_pictures() -> dict[str, Image.Image]:
         "FlexiLoadSchedule": draw_rows([("demo-euler-5x", searched)], 190),
         "FlexiSaveSchedule": draw_wires(("Flexi Tune", "Flexi Save Schedule", "my_schedule.json")),
         "FlexiReport": draw_report(),
-        "FlexiTune": draw_pair(THUMBNAILS["tune"]),
+        "FlexiCompare": draw_compared(THUMBNAILS["z_image_turbo"]),
+        "FlexiTune": draw_pair(tuned),
+        "FlexiTuneGuider": draw_wires(("BasicGuider", "Flexi Tune (Guider)", "SamplerCustom..."), {1: "noise, sigmas, latent"}),
+        "FlexiLearn": draw_rows(learned, 170),
+        "FlexiJoinModels": draw_wires(("high noise model", "Flexi Join Models", "KSampler"), {1: "low noise model"}),
+        "FlexiStageModel": draw_wires(("Load Checkpoint", "Flexi Stage Model", "KSampler"), {1: "stage file"}),
         "FlexiDemoModel": draw_scenes([captions[name] for name in ("demo", "sd15_2x", "sdxl_2x", "my_schedule")]),
         "FlexiDemoPrompt": draw_scenes([captions[name] for name in ("flux_2x", "img2img", "controlnet", "z_image_turbo")]),
     }

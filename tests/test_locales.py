@@ -95,3 +95,13 @@ def test_help_in_every_language_has_the_same_codes_and_letters(node):
     assert len(codes) == 3
     for page, found in codes.items():
         assert found == english, page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(DOCS).as_posix())
+def test_help_in_every_language_has_as_many_points_and_sections(page):
+    english = page if page.parent == DOCS else page.parent.with_suffix(".md")
+    counts = [
+        [len(re.findall(sign, path.read_text(encoding="utf-8"), re.MULTILINE)) for sign in (r"^- ", r"^## ", r"^\| ")]
+        for path in (page, english)
+    ]
+    assert counts[0] == counts[1]
