@@ -18,7 +18,7 @@ def picture_of(model: Any, samples: Any, vae: Any) -> torch.Tensor:
     if getattr(samples, "is_nested", False):
         samples = samples.unbind()[0]
     if vae is not None:
-        images = vae.decode(samples)
+        images = vae.decode(samples.clone())  # some write into what they are given, and the latent goes on to others
         images = images[:, images.shape[1] // 2] if images.ndim == 5 else images
         return images[:1].cpu().float()
     factors = torch.tensor(model.model.latent_format.latent_rgb_factors)
