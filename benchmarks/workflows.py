@@ -25,11 +25,12 @@ COLUMN, GAP = 420, 90  # pixels: from a column to the next, and between two node
 WIDTH = 330
 HEAD, ROW, WIDGET, TEXT, IMAGE = 50, 22, 30, 130, 300  # pixels of height; those of the larger nodes, in Nodes 2.0
 TALL = {
-    "FlexiPreset": 110,
-    "FlexiSchedule": 110,
-    "FlexiLoadSchedule": 110,
-    "FlexiTune": 110,
-    "FlexiReport": 300,
+    "FlexiApply": 170,
+    "FlexiPreset": 180,
+    "FlexiSchedule": 130,
+    "FlexiLoadSchedule": 150,
+    "FlexiTune": 180,
+    "FlexiReport": 320,
     "PreviewAny": 130,
 }
 WIDE = {"FlexiReport": 520, "SaveImage": 420, "PreviewImage": 420, "MarkdownNote": 420, "SaveVideo": 420, "PreviewAny": 420}
