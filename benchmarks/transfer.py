@@ -27,8 +27,8 @@ from scene_host import SceneBackend, embedded_model
 from flexi_core import FlexiError, Schedule
 from flexi_core.files import replace_file
 from flexi_core.metrics import data_range, psnr_db
+from flexi_core.tune.levels import shortest
 from search_tools.comfyui_host import open_host
-from search_tools.levels import shortest
 from search_tools.study import best_of
 from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS
 

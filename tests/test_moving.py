@@ -15,11 +15,11 @@ from flexi_core.fit import linear_response, response_at
 from flexi_core.plan import make_plan
 from flexi_core.report import RunReport
 from flexi_core.run import Run
+from flexi_core.tune.levels import at_levels
 from search_tools.candidate import best_trial
 from search_tools.embedded import EmbeddedBackend
 from search_tools.fitness import Evaluation, Fitness
 from search_tools.front import found_in, with_search_results
-from search_tools.levels import at_levels
 from search_tools.moving import best_moved, move_levels
 from search_tools.settings import SearchSettings
 from search_tools.study import best_of, open_study, run_search, settings_of

@@ -23,9 +23,9 @@ from flexi_core.plan import make_plan
 from flexi_core.presets import all_full
 from flexi_core.run import Run
 from flexi_core.sampler import PLAIN, SamplerTraits
+from flexi_core.tune.levels import at_levels, full_levels, with_level
 from search_tools.cli import app
 from search_tools.embedded import EmbeddedBackend
-from search_tools.levels import at_levels, full_levels, with_level
 from search_tools.sampler_space import left_out, space_under
 from search_tools.settings import SearchSettings
 from search_tools.space import FAMILIES, Space

@@ -15,11 +15,11 @@ from flexi_core.cost import NetworkCost
 from flexi_core.demo.model import DemoModel
 from flexi_core.demo.sampling import sigmas_karras
 from flexi_core.presets import deepcache
+from flexi_core.tune.levels import at_levels, full_levels, karras_levels, with_level
 from search_tools.embedded import EmbeddedBackend
 from search_tools.evolution import PAIRED_MARGIN, EvolutionSampler, near_best
 from search_tools.fitness import Fitness, stages_to
 from search_tools.judge import Judge, baselines
-from search_tools.levels import at_levels, full_levels, karras_levels, with_level
 from search_tools.settings import SearchSettings
 from search_tools.space import FAMILIES, Space
 from search_tools.strategies import ask_schedule
