@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests" / "workflows"
 AGREE, OF = 300, 307  # at least this share of the official templates with all their nodes in the host
 VIEWERS = {"Load3D", "Preview3D", "SaveGLB"}  # the page gives these widgets of its own, which no definition names
+UPLOADED = re.compile(r".+-[0-9]{13}\.\w+ \[\w+\]")  # painted and uploaded as the page exports
 FEW = 3  # differences that are told of a template
 
 
@@ -107,9 +109,17 @@ def compare(page: Any, files: Iterable[Path]) -> list[Compared]:
         ours, told = to_api(data, page.definitions.get), exported[name]
         unknown = {node["class_type"] for node in ours.values()} - {*page.definitions}
         made = told.get("output")
-        made = None if made is None else {key: node for key, node in made.items() if "class_type" in node}
+        made = None if made is None else {key: _settled(node) for key, node in made.items() if "class_type" in node}
         found.append(Compared(name, made, ours, tuple(sorted(unknown)), told.get("error", "")))
     return found
+
+
+def _settled(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a node of the page without the pictures that it uploads as it exports, whose names hold the time."""
+    inputs = {
+        key: "" if isinstance(value, str) and UPLOADED.fullmatch(value) else value for key, value in node["inputs"].items()
+    }
+    return {**node, "inputs": inputs}
 
 
 def test_our_own_cases_are_what_the_page_exports_of_them(page):
