@@ -12,7 +12,10 @@ TEMPLATES = sorted((Path(__file__).resolve().parents[2] / "example_workflows").g
 OPEN = """async (text) => {
   flexi.clear();
   await app.loadGraphData(JSON.parse(text));
-  app.canvas.ds.scale = 1;
+  // All of it is in sight: Nodes 2.0 makes elements of no others.
+  app.canvas.ds.scale = 0.22;
+  app.canvas.ds.offset = [900, 500];
+  app.canvas.setDirty(true, true);
   await new Promise((done) => setTimeout(done, 800));
 }"""
 # Of classic nodes the page knows the sizes; those of Nodes 2.0 are elements.
