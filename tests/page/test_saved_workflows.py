@@ -110,12 +110,13 @@ def compare(page: Any, files: Iterable[Path]) -> list[Compared]:
         unknown = {node["class_type"] for node in ours.values()} - {*page.definitions}
         made = told.get("output")
         made = None if made is None else {key: _settled(node) for key, node in made.items() if "class_type" in node}
+        ours = {key: _settled(node) for key, node in ours.items()}
         found.append(Compared(name, made, ours, tuple(sorted(unknown)), told.get("error", "")))
     return found
 
 
 def _settled(node: dict[str, Any]) -> dict[str, Any]:
-    """Return a node of the page without the pictures that it uploads as it exports, whose names hold the time."""
+    """Return a node without the pictures that the page uploads as it exports, whose names hold the time."""
     inputs = {
         key: "" if isinstance(value, str) and UPLOADED.fullmatch(value) else value for key, value in node["inputs"].items()
     }
