@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,3 +36,8 @@ def weights_fingerprint(network: nn.Module, originals: Mapping[str, torch.Tensor
         digest.update(name.encode())
         digest.update(flat[picks.to(flat.device)].to("cpu", torch.float16).numpy().tobytes())
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def identity_digest(identity: Mapping[str, Any]) -> str:
+    """Return a digest of what a run is, JSON values by name: 64 hexadecimal digits, which may be cut for a file's name."""
+    return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()

@@ -275,7 +275,7 @@ class _OuterSample:
             laid = _Laid(None, notes=(_failed("The schedule", error),))
         plan, notes = laid.plan, [*self.notes, *laid.notes]
         watched = self._watched(laid)
-        begun = again(guider, noise, latent_image, sampler, sigmas, *args, **kwargs)
+        begun = _begun(guider, noise, latent_image, sampler, sigmas, *args, **kwargs)
         began = time.perf_counter()
         if plan is None:
             latent = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -413,6 +413,15 @@ def _facts(
     }
     one = noise.numel() * noise.element_size() // max(noise.shape[0], 1)
     return Facts(identity, traits, levels, solve, one, noise.shape[0])
+
+
+def _begun(*args: Any, **kwargs: Any) -> Again | None:
+    """Return what a run begins from; None where a host samples it with other arguments than are known."""
+    try:
+        return again(*args, **kwargs)
+    except Exception:  # a comparison is for later, the picture for now
+        log.exception("Flexiffusion: a run cannot be sampled once more")
+        return None
 
 
 def _finish(lesson: Lesson) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import folder_paths
 
 from ..flexi_core import FlexiError, Schedule, ScheduleError, load_schedule, save_schedule
+from ..flexi_core.fingerprint import identity_digest
 from ..flexi_core.schedule_file import to_dict
 
 FOLDER = "flexi_schedules"
@@ -119,7 +118,7 @@ def tuned_path(identity: dict[str, Any], wanted: str, effort: str) -> Path:
         wanted: speed-up or quality.
         effort: that was made.
     """
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    digest = identity_digest(identity)[:16]
     name = checked_stem(f"{identity['sampler']}_{identity['steps']}_{wanted}_{effort}_{digest}")
     return Path(folder_paths.get_folder_paths(FOLDER)[0]) / TUNED / f"{name}.json"
 

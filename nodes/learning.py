@@ -13,7 +13,7 @@ from ..flexi_core.host import apply_schedule
 from ..flexi_core.tune import Learner, Shelf
 from . import folder
 from .page import live, server
-from .sockets import CATEGORY, PAPER, FlexiRunType, found_as
+from .sockets import CATEGORY, PAPER, FlexiRunType, found_as, speed_or_quality
 
 LEARNED = "learned"  # folder of models/flexi_schedules
 _MOST_FROZEN = 16  # schedules, one a line
@@ -36,23 +36,7 @@ class FlexiLearn(io.ComfyNode):
             f"model, LoRA, sampler, size or guidance learns for itself. {PAPER}.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample with, LoRAs and all."),
-                io.Float.Input(
-                    "speedup",
-                    default=2.0,
-                    min=1.1,
-                    max=10.0,
-                    step=0.1,
-                    tooltip="How many times fewer steps to compute: 2 takes about half the time.",
-                ),
-                io.Float.Input(
-                    "quality_db",
-                    default=0.0,
-                    min=0.0,
-                    max=90.0,
-                    step=1.0,
-                    tooltip="Above 0 it is asked for in place of the speed-up: how near the picture is to come to that of all "
-                    "steps, PSNR in dB. 40 is hard to tell apart, 30 is the same picture with other details.",
-                ),
+                *speed_or_quality(),
                 io.String.Input(
                     "frozen",
                     default="",

@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 KEY = "flexiffusion"
-_SAMPLED_WITH = ("FlexiApply", "FlexiTune")
+_SAMPLED_WITH = ("FlexiApply", "FlexiTune", "FlexiTuneGuider", "FlexiLearn")
 
 
 class _Carried(dict):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -16,6 +14,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..flexi_core import FlexiError, Schedule, ScheduleError, __version__, load_schedule, save_schedule
+from ..flexi_core.fingerprint import identity_digest
 from ..flexi_core.host import apply_schedule
 from ..flexi_core.host_runs import (
     GuiderRun,
@@ -34,7 +33,7 @@ from . import folder
 from .page import live, tell
 from .pictures import picture_of
 from .schedules import shown
-from .sockets import CATEGORY, PAPER, FlexiRunType, FlexiScheduleType, found_as
+from .sockets import CATEGORY, PAPER, FlexiRunType, FlexiScheduleType, found_as, speed_or_quality
 
 log = logging.getLogger(__name__)
 
@@ -166,23 +165,7 @@ class FlexiTuneGuider(io.ComfyNode):
 def _wishes() -> list[Any]:
     """Return the inputs that say what is asked for."""
     return [
-        io.Float.Input(
-            "speedup",
-            default=2.0,
-            min=1.1,
-            max=10.0,
-            step=0.1,
-            tooltip="How many times fewer steps to compute: 2 takes about half the time.",
-        ),
-        io.Float.Input(
-            "quality_db",
-            default=0.0,
-            min=0.0,
-            max=90.0,
-            step=1.0,
-            tooltip="Above 0 it is asked for in place of the speed-up: how near the picture is to come to that of all "
-            "steps, PSNR in dB. 40 is hard to tell apart, 30 is the same picture with other details.",
-        ),
+        *speed_or_quality(),
         io.Combo.Input(
             "effort",
             options=list(EFFORTS),
@@ -288,21 +271,17 @@ class _Progress:
 
 def _recorded_of(identity: dict[str, Any]) -> tuple[Recorded, dict[str, Any]]:
     """Return the full runs of a run that are in memory, and the first one's picture."""
-    recorded, first = _recorded.get(_digest(identity), (Recorded(), {}))
+    recorded, first = _recorded.get(identity_digest(identity), (Recorded(), {}))
     return recorded, dict(first)
 
 
 def _keep_recorded(identity: dict[str, Any], recorded: Recorded, first: dict[str, Any]) -> None:
     """Keep full runs in memory, the latest ones within `_MOST_RECORDED`."""
-    key = _digest(identity)
+    key = identity_digest(identity)
     _recorded[key] = recorded, dict(list(first.items())[:1])
     _recorded.move_to_end(key)
     while sum(kept.bytes for kept, _ in _recorded.values()) > _MOST_RECORDED:
         _recorded.popitem(last=False)
-
-
-def _digest(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _kept(path: Path) -> Schedule | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..errors import FlexiError
 from ..files import read_bounded, write_text
+from ..fingerprint import identity_digest
 from ..schedule import Schedule
 from .placement import Planned
 from .trajectories import Recording
@@ -117,5 +117,4 @@ class Shelf:
             return []
 
     def _path(self, identity: Mapping[str, Any], suffix: str) -> Path:
-        text = json.dumps(dict(identity), sort_keys=True)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}{suffix}"
+        return self.folder / f"{identity_digest(identity)[:24]}{suffix}"

@@ -325,3 +325,9 @@ def test_timeline_is_a_picture_for_any_number_of_steps(host, demo_model, apply, 
     picture = draw_timeline(handle.report)
     assert picture.shape[2] == WIDTH and picture.dtype == torch.float32
     assert picture.min() >= 0 and picture.max() <= 1
+
+
+def test_pictures_carry_the_schedule_of_every_node_that_samples_with_one(node):
+    package = node("FlexiApply").__module__.rpartition(".")[0]
+    with_a_run = {name for name, (_, outputs, _) in RELEASED.items() if "FLEXI_RUN" in outputs}
+    assert set(sys.modules[f"{package}.metadata"]._SAMPLED_WITH) == with_a_run
