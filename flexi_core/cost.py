@@ -9,16 +9,18 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import accumulate, groupby
 from operator import itemgetter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from .block_lists import BlockKey, BlockLists, Visit, find_block_lists
@@ -74,19 +76,41 @@ class NetworkCost:
 
 
 def count_macs(network: nn.Module, call: NetworkCall | ModelCall, lists: BlockLists | None = None) -> NetworkCost | None:
-    """Count the multiply-accumulates of one row of a call, block by block.
+    """Count the multiply-accumulates of one row of a call, block by block; once for a network and a call's shapes.
 
     Args:
         network: the U-Net, or the host's model around a network of another kind.
-        call: a real call of it; only shapes and types matter.
+        call: a real call of it, or one without data: then its options are taken as they are.
         lists: the network's lists of blocks, where its hooks are broken; found here otherwise.
 
     Returns:
         the cost, or None when the network's code does not run on the meta device (said in the log).
     """
+    shapes = call if call.x.is_meta else call.shapes()
+    key = None if lists else _shapes_key(shapes.shapes())
+    if key is None:
+        return _counted(network, shapes, lists)
+    known = _known.setdefault(network, {})
+    if key not in known:
+        known[key] = _counted(network, shapes, lists)
+    return known[key]
+
+
+_known: WeakKeyDictionary[nn.Module, dict[Hashable, NetworkCost | None]] = WeakKeyDictionary()
+
+
+def _shapes_key(call: NetworkCall | ModelCall) -> Hashable | None:
+    """Return what tells a call's shapes from another's; None where it carries what cannot be compared."""
+    leaves, nest = tree_flatten([getattr(call, part.name) for part in fields(call)])
+    if not all(isinstance(leaf, torch.Tensor | int | float | str | None) for leaf in leaves):
+        return None
+    return str(nest), *((leaf.shape, leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
+
+
+def _counted(network: nn.Module, shapes: NetworkCall | ModelCall, lists: BlockLists | None) -> NetworkCost | None:
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     weights = {f"network.{name}": torch.empty_like(value, device="meta") for name, value in tensors.items()}
-    unet, rows = block_count(network) is not None, call.x.shape[0]
+    unet, rows = block_count(network) is not None, shapes.x.shape[0]
     counter = FlopCounterMode(display=False)
     blocks: Counter[BlockKey] = Counter()
     sizes: dict[Hashable, float] = {}
@@ -101,7 +125,6 @@ def count_macs(network: nn.Module, call: NetworkCall | ModelCall, lists: BlockLi
 
     if lists is None and not unet:
         lists = find_block_lists(network)
-    shapes = call.shapes()
     if unet:
         shapes = watched_features(shapes, network, sizes)
     try:
@@ -110,7 +133,7 @@ def count_macs(network: nn.Module, call: NetworkCall | ModelCall, lists: BlockLi
     except Exception as error:  # whatever an unknown network's code raises on meta tensors: the count is a courtesy
         if lists is not None and not lists.alone:
             lists.alone = True
-            return count_macs(network, call, lists)
+            return _counted(network, shapes, lists)
         log.warning("Flexiffusion: the MACs of %s cannot be counted: %s", type(network).__name__, error)
         return None
     if unet:

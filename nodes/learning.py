@@ -29,7 +29,7 @@ class FlexiLearn(io.ComfyNode):
         return io.Schema(
             node_id="FlexiLearn",
             **found_as("calibrate", "automatic", "learn"),
-            display_name="Flexi Learn",
+            display_name="Flexi Learn (Accelerate)",
             category=CATEGORY,
             description="Makes sampling faster from the runs that you make anyway: the first two sample plainly and are "
             "recorded, from then on the schedule that they taught runs. Nothing to set up and nothing to wait for. Another "

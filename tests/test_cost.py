@@ -1,6 +1,8 @@
 """MACs: against an independent count of the layers that ran, and by hand."""
 
+import gc
 from collections import Counter
+from weakref import ref
 
 import pytest
 import torch
@@ -42,6 +44,17 @@ def layer_macs(network: nn.Module, run) -> dict[str, int]:
 def convolutional(make_unet):
     """A U-Net without attention, so that layers hold all its MACs."""
     return make_unet(transformer_depth=[0, 0], transformer_depth_output=[0] * 4, transformer_depth_middle=0)
+
+
+def test_a_network_is_counted_once_for_its_shapes(make_unet, make_call):
+    network, passes = make_unet(), []
+    network.out.register_forward_hook(lambda *_: passes.append(1))
+    small, again, large = (count_macs(network, make_call(seed=seed, size=size)) for seed, size in ((0, 16), (1, 16), (0, 32)))
+    assert small is again and len(passes) == 2 and large.full_macs > small.full_macs
+    kept = ref(network)
+    del network
+    gc.collect()
+    assert kept() is None
 
 
 def test_the_count_is_that_of_the_layers_that_run(convolutional, make_call):

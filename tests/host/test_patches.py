@@ -460,6 +460,23 @@ def test_fp8_weights_cost_the_same_macs_as_float32_ones(host, unet, sample, appl
     assert reports[0].macs == reports[1].macs > 0
 
 
+def test_macs_are_counted_where_the_hosts_attention_needs_a_real_device(host, sample, apply, make_unet, monkeypatch):
+    attention = importlib.import_module("comfy.ldm.modules.attention")
+    chosen, met = attention.attention_pytorch, []
+
+    @attention.wrap_attn
+    def accelerated(q, *args, **kwargs):
+        if q.is_meta:
+            raise NotImplementedError("no kernel for the meta device")
+        met.append(q)
+        return chosen(q, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "optimized_attention", accelerated)
+    patched, handle = apply(make_unet(torch.float32, None), MIXED)
+    sample(patched)
+    assert met and handle.report.cost is not None
+
+
 @pytest.mark.matrix("Patches and weights", "LoRA on fp8 weights")
 def test_lora_on_fp8_weights_keeps_the_laws(host, sample, cell, twice, with_lora, make_unet):
     plain = make_unet(torch.float8_e4m3fn, torch.float32)
