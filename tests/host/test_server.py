@@ -315,10 +315,17 @@ def test_a_question_without_end_is_not_read_to_its_end(server):
     assert status == 413 and "longer than" in answer["error"]
 
 
-@pytest.mark.parametrize("text", ["3*(FX)", None])
-def test_a_saved_picture_carries_the_schedule_that_ran(server, graph, text):
+def words_in_picture(server, graph, entry):
+    """Return the texts that the first saved picture of a prompt carries, by name."""
     from PIL import Image
 
+    (saved,) = [out["images"] for key, out in entry["outputs"].items() if graph[key]["class_type"] == "SaveImage"]
+    with Image.open(server.base / "output" / saved[0]["subfolder"] / saved[0]["filename"]) as image:
+        return image.text
+
+
+@pytest.mark.parametrize("text", ["3*(FX)", None])
+def test_a_saved_picture_carries_the_schedule_that_ran(server, graph, text):
     short, only = graph
     if text:
         put_in(short, only, {"class_type": "FlexiSchedule", "inputs": {"text": text}})
@@ -329,11 +336,16 @@ def test_a_saved_picture_carries_the_schedule_that_ran(server, graph, text):
     for seed in (1000, 1001):  # the second time, the schedule's own nodes are not run again
         short[only("KSampler")]["inputs"]["seed"] = seed
         entry = server.run(short)
-        (saved,) = [out["images"] for key, out in entry["outputs"].items() if short[key]["class_type"] == "SaveImage"]
-        with Image.open(server.base / "output" / saved[0]["subfolder"] / saved[0]["filename"]) as image:
-            carried = json.loads(image.text["flexiffusion"])
+        carried = json.loads(words_in_picture(server, short, entry)["flexiffusion"])
         report = entry["outputs"][only("FlexiReport")]["text"][0].splitlines()[-1]
         assert carried == {apply: text or report.removeprefix("As text for Flexi Schedule: ")}
+
+
+def test_a_picture_carries_nothing_where_the_host_was_told_so(serve, graph, tmp_path):
+    short, only = graph
+    put_in(short, only, {"class_type": "FlexiSchedule", "inputs": {"text": "3*(FX)"}})
+    with serve(tmp_path / "base", "--disable-metadata", "--disable-api-nodes") as silent:
+        assert not words_in_picture(silent, short, silent.run(short))
 
 
 def compared(server, graph, text, **inputs):
