@@ -4,7 +4,7 @@
     python benchmarks/embedded.py --only euler-5x  # one of them
 
 Every row is judged on samples that no search has seen. Tables are written as CSV and Markdown, with pictures, to
-benchmarks/results/, and the searched schedules to flexi_core/schedules/, from where the pack ships them. Searches are
+docs/results/, and the searched schedules to flexi_core/schedules/, from where the pack ships them. Searches are
 studies: an interrupted benchmark goes on where it was.
 """
 
@@ -33,7 +33,7 @@ from search_tools.space import FAMILIES, Space
 from search_tools.study import SearchResult, SearchState, open_study, run_search, spent_seconds, with_results
 from search_tools.teacher import TeacherSettings
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 BUNDLED = Path(__file__).parents[1] / "flexi_core" / "schedules"
 TABLES = {
     "euler-5x": (TeacherSettings("euler", "normal", 50), 5.0),

@@ -38,7 +38,7 @@ from search_tools.settings import SearchSettings
 from search_tools.study import with_results
 from search_tools.teacher import JUDGE_SEEDS
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 UNET_CONFIG = {
     "image_size": LATENT_SHAPE[1],
     "in_channels": LATENT_SHAPE[0],
