@@ -152,6 +152,7 @@ def measure(
     run_as = f"{backend.settings.steps} euler steps, cfg {cfg:g}"
     searched_in = f"{len(result.candidates)} candidates on {search_samples} samples in {seconds / 60:.1f} minutes"
     text = (
+        f"# A model that nothing was tuned on{', in ComfyUI' if comfyui else ''}\n\n"
         f"A U-Net that was not tuned on ({backend.identity['weights']}, v prediction)"
         f"{' through the host' if comfyui else ''}; {run_as}; {searched_in}; "
         f"judged on {samples} unseen seeds. rFID on {backend.features.name}.\n\n"

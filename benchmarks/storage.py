@@ -212,6 +212,8 @@ def _free_port() -> int:
 
 def _write(rows: list[Measured], seconds: float, evaluation: float) -> None:
     lines = [
+        "# What a storage of studies bears",
+        "",
         f"Candidates of {evaluation:g} s, {seconds:g} s for each row, workers and servers on one machine with "
         f"{os.cpu_count()} cores.",
         "",
