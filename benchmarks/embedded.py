@@ -1,10 +1,10 @@
-"""The README's tables on the embedded model: searched schedules, the paper's space, and what a user would otherwise run.
+"""Tables on the embedded model, one of them the README's: searched schedules, the paper's, what a user would otherwise run.
 
     python benchmarks/embedded.py                  # every table, about an hour on two cores
     python benchmarks/embedded.py --only euler-5x  # one of them
 
 Every row is judged on samples that no search has seen. Tables are written as CSV and Markdown, with pictures, to
-benchmarks/results/, and the searched schedules to flexi_core/schedules/, from where the pack ships them. Searches are
+docs/results/, and the searched schedules to flexi_core/schedules/, from where the pack ships them. Searches are
 studies: an interrupted benchmark goes on where it was.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,7 @@ from search_tools.space import FAMILIES, Space
 from search_tools.study import SearchResult, SearchState, open_study, run_search, spent_seconds, with_results
 from search_tools.teacher import TeacherSettings
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 BUNDLED = Path(__file__).parents[1] / "flexi_core" / "schedules"
 TABLES = {
     "euler-5x": (TeacherSettings("euler", "normal", 50), 5.0),
@@ -85,7 +86,10 @@ def make_table(name: str, minutes: float, search_samples: int, samples: int, see
         best = with_results(found[row.name], backend.identity, row, samples, studies[row.name], seed)
         save_schedule(best, BUNDLED / f"demo-{name}{file}.json")
     write_text(RESULTS / f"{name}.csv", _csv(rows))
-    write_text(RESULTS / f"{name}.md", markdown(rows))
+    command = " ".join(["python benchmarks/embedded.py", *sys.argv[1:]])
+    about = f"Made by `{command}`: the embedded model, cfg {settings.cfg:g}, judged on {samples} unseen seeds."
+    head = f"# {settings.steps} {settings.sampler} steps at {speedup:g}x"
+    write_text(RESULTS / f"{name}.md", f"{head}\n\n{about}\n\n{markdown(rows)}")
     save_image_rows(RESULTS / f"{name}_images.png", pictures)
     title = f"{settings.steps} {settings.sampler} steps, {samples} unseen seeds"
     save_pareto(RESULTS / f"{name}.png", candidates, settings.steps, rows, judge.curves((1.5, 2, 3, 5, 8)), title)
@@ -116,7 +120,7 @@ def search(
 
 
 def markdown(rows: list[Row]) -> str:
-    """Return the table for the README."""
+    """Return the table."""
     lines = ["| | MACs | time | PSNR dB (95 %) | SSIM | rFID | captions |", "|-|-|-|-|-|-|-|"]
     for row in rows:
         psnr = "same" if row.psnr_db == float("inf") else f"{row.psnr_db:.1f} ({row.psnr_low:.1f}-{row.psnr_high:.1f})"

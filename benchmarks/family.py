@@ -4,7 +4,7 @@
     python benchmarks/family.py --steps 20  # of one step count
 
 Every schedule is judged on samples that no search has seen, beside as few plain steps and Flexi Preset's for any model.
-Written: flexi_core/presets-demo.json, which Flexi Preset offers, and benchmarks/results/family.md. Searches are studies, and
+Written: flexi_core/presets-demo.json, which Flexi Preset offers, and docs/results/family.md. Searches are studies, and
 what is in the file is not searched again: an interrupted benchmark goes on where it was.
 """
 

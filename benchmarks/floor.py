@@ -7,7 +7,7 @@ On the embedded model. Every row is a search of full steps at noise levels of th
 and moved levels, judged on unseen seeds: the best that a multistep solver of so many evaluations is known to do. Without
 guidance the same network is a smoother function of the noise level; the difference is guidance's share of the error. The
 teacher's distance to its own converged solution is what its solver's steps cost. The table goes to
-benchmarks/results/floor-*.md; searches are studies in --folder.
+docs/results/floor-*.md; searches are studies in --folder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from search_tools.settings import SearchSettings
 from search_tools.study import open_study, run_search
 from search_tools.teacher import JUDGE_SEEDS, TeacherSettings
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 CONVERGED = 4  # times the teacher's steps
 _err = Console(stderr=True)
 

@@ -38,7 +38,7 @@ from search_tools.settings import SearchSettings
 from search_tools.study import with_results
 from search_tools.teacher import JUDGE_SEEDS
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 UNET_CONFIG = {
     "image_size": LATENT_SHAPE[1],
     "in_channels": LATENT_SHAPE[0],
@@ -152,6 +152,7 @@ def measure(
     run_as = f"{backend.settings.steps} euler steps, cfg {cfg:g}"
     searched_in = f"{len(result.candidates)} candidates on {search_samples} samples in {seconds / 60:.1f} minutes"
     text = (
+        f"# A model that nothing was tuned on{', in ComfyUI' if comfyui else ''}\n\n"
         f"A U-Net that was not tuned on ({backend.identity['weights']}, v prediction)"
         f"{' through the host' if comfyui else ''}; {run_as}; {searched_in}; "
         f"judged on {samples} unseen seeds. rFID on {backend.features.name}.\n\n"

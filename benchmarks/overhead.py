@@ -5,7 +5,7 @@
 
 Five things in one process: all steps full with the node against no node (paired, alternating); the cost of a null step; the
 cost of a partial step at every depth against its share of MACs; what a control net costs on partial steps; whole schedules,
-measured speed-up over predicted. Tables are written to benchmarks/results/.
+measured speed-up over predicted. Tables are written to docs/results/.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flexi_core import FlexiError, Schedule
 from flexi_core.cost import predicted_speedup
 from flexi_core.files import replace_file
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 CHECKOUT = Path.home() / "comfy" / "ComfyUI"
 NETWORKS = {
     "sd15": ("SD15", {

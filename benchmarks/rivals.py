@@ -8,7 +8,7 @@ Four testbeds: the embedded U-Net and the small transformer of `scene_dit.py`, e
 rival is turned over its own knob (`rival_runs.py`), on seeds that no search and no choice of a solver has seen. Quality and
 time are of the same runs: a few rivals draw a batch between two runs of the teacher, then the next batch. The first batch is
 not timed, torch's flop counter counts its MACs. What is found is kept in --folder, so that an interrupted benchmark goes on
-where it was; tables and plots are written to benchmarks/results/rivals*.
+where it was; tables and plots are written to docs/results/rivals*.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from search_tools.space import FAMILIES, Space
 from search_tools.study import open_study, run_search
 from search_tools.teacher import JUDGE_SEEDS, TeacherSettings
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SPEEDUPS = "1.5,2,3,4,5,6,8"
 BEDS = {
     "euler-50": ("embedded", TeacherSettings("euler", "normal", 50)),

@@ -6,7 +6,7 @@
 On the embedded model, Euler, 50 steps, at a fifth of the MACs. Every strategy starts from the space's known good points; the
 row "from guesses" first from the schedules of least predicted error (`search_tools/guesses.py`), whose measurement counts
 towards its MACs, not its candidates. The best schedule of every search is judged on samples that no search has seen. The curves
-and tables are written to benchmarks/results/search-*; the searches are studies in --folder, so an interrupted benchmark goes on
+and tables are written to docs/results/search-*; the searches are studies in --folder, so an interrupted benchmark goes on
 where it was.
 """
 
@@ -39,7 +39,7 @@ from search_tools.strategies import STRATEGIES
 from search_tools.study import open_study, run_search
 from search_tools.teacher import TeacherSettings
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TEACHER, SPEEDUP = TeacherSettings("euler", "normal", 50), 5.0
 GUESSES = 6
 FROM_GUESSES = f"{STRATEGIES[0]} from guesses"

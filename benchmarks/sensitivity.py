@@ -5,7 +5,7 @@
 
 On the embedded model, with fitted blends as a search has them. The additive model is compared with the true errors of random
 schedules; its guesses with the known good points that a search starts from, with a search of a few evaluations, and with the
-searched schedule that the pack ships. The tables are written to benchmarks/results/sensitivity-*.md; searches are studies in
+searched schedule that the pack ships. The tables are written to docs/results/sensitivity-*.md; searches are studies in
 --folder.
 """
 
@@ -35,7 +35,7 @@ from search_tools.space import Space
 from search_tools.study import open_study, run_search
 from search_tools.teacher import TeacherSettings
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SCHEDULES = Path(__file__).parents[1] / "flexi_core" / "schedules"
 TESTBEDS = {
     "euler": (TeacherSettings("euler", "normal", 50), 5.0, "demo-euler-5x.json"),

@@ -5,7 +5,7 @@
 
 On the embedded model. Every row changes one thing of a schedule of few full steps, whose blends are fitted anew on the first
 samples of each batch; the others, unseen, are judged in the same run. The tables are written to
-benchmarks/results/step-kinds.{csv,md}.
+docs/results/step-kinds.{csv,md}.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flexi_core.files import replace_file
 from flexi_core.metrics import bootstrap_interval
 from search_tools.teacher import TeacherSettings
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TESTBEDS = {
     "euler": (TeacherSettings("euler", "normal", 50), "4*(FXXX)|FXXXX|FXXXXXXX|FXXXXXXXXX|FXXXXXXX|FX|F"),
     "dpmpp_2m": (TeacherSettings("dpmpp_2m", "normal", 25), "FXX|FXX|FXXX|FXXXX|FXXXX|FXX|F|F"),

@@ -5,7 +5,7 @@
 
 Every worker is a process with the search's own loop, sampler, heartbeats and attributes; only the evaluation is a stub, which
 sleeps for some seconds. What a candidate takes beyond them is the storage's and the sampler's. The studies have the genes
-of 50 steps at 5x. The table is written to benchmarks/results/storage.md.
+of 50 steps at 5x. The table is written to docs/results/storage.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from search_tools.heartbeat import Heartbeat
 from search_tools.settings import SearchSettings
 from search_tools.study import candidates_of, open_study, run_search
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 STEPS, SPEEDUP = 50, 5.0
 # The embedded model's: partial steps of depth 1 to 3 cost 8, 22 and 38 % of a full one.
 COST = NetworkCost(1000.0, {("input", 0): 80.0, ("input", 1): 140.0, ("input", 2): 160.0, ("input", 3): 620.0,
@@ -212,6 +212,8 @@ def _free_port() -> int:
 
 def _write(rows: list[Measured], seconds: float, evaluation: float) -> None:
     lines = [
+        "# What a storage of studies bears",
+        "",
         f"Candidates of {evaluation:g} s, {seconds:g} s for each row, workers and servers on one machine with "
         f"{os.cpu_count()} cores.",
         "",

@@ -5,7 +5,7 @@
 The searched schedules of `rivals.py` (wider space) of the embedded U-Net are sampled on the small transformer and the other way
 round, under the same solver and step count: as they are (moved noise levels at the same places of the other grid), with
 linear extrapolation in place of their blends, and with blends fitted to the new teacher. Beside them the schedule that was
-searched there, and as few plain steps. Judged on seeds that no search has seen; written to benchmarks/results/transfer.md.
+searched there, and as few plain steps. Judged on seeds that no search has seen; written to docs/results/transfer.md.
 """
 
 from __future__ import annotations

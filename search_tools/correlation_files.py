@@ -11,12 +11,14 @@ from flexi_core.files import replace_file
 
 from .agreement import Agreement, Correlation
 
+_QUESTION = "Whether cheap fitnesses rank schedules as true FID does"
+
 
 def save_correlation(folder: Path, found: Correlation, title: str) -> list[Path]:
     """Write correlate.md, correlate.csv and correlate.png; return their paths."""
     paths = [folder / f"correlate{suffix}" for suffix in (".md", ".csv", ".png")]
     cost = f"True FID costs {found.fid_macs / 1e9:.1f} GMACs for each candidate, the mean."
-    _write(paths[0], f"{title}\n\n{markdown(found)}\n{cost}\n")
+    _write(paths[0], f"# {_QUESTION}\n\n{title}\n\n{markdown(found)}\n{cost}\n")
     _write(paths[1], _csv(found))
     _save_scatter(paths[2], found, title)
     return paths

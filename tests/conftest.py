@@ -37,6 +37,7 @@ TINY_BLOCKS = 4
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", help="write the table of what was tested in the host to this Markdown file")
     parser.addoption("--saved-workflows", help="write how many saved workflows are what the page makes of them to this file")
+    parser.addoption("--commands", help="write the page of the command line to this file")
     parser.addoption("--screens", help="keep pictures of the page as tests see it in this folder")
 
 

@@ -16,7 +16,7 @@ NEEDED = {
     "flexi_core/presets.json", "flexi_core/demo/weights/unet.safetensors", "search_tools/cli.py",
     "search_tools/templates/report.html.j2",
     "example_workflows/flexiffusion_demo.json", "example_workflows/flexiffusion_demo.jpg",
-    "locales/en/nodeDefs.json", "web/flexiffusion.js", "web/docs/FlexiApply.md", "docs/search.md",
+    "locales/en/nodeDefs.json", "web/flexiffusion.js", "web/docs/FlexiApply.md", "docs/guide/search.md",
 }  # fmt: skip
 FOLDERS = {"docs", "example_workflows", "flexi_core", "locales", "nodes", "search_tools", "web"}
 

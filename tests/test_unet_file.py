@@ -260,7 +260,7 @@ def test_an_argument_that_the_runtime_cannot_honour_is_named(changes, message):
     [
         (
             {"metadata": {"prediction": None, "beta_schedule": None}},
-            "metadata lack prediction, beta_schedule; docs/unet-file.md",
+            "metadata lack prediction, beta_schedule; docs/guide/unet-file.md",
         ),
         ({"prediction": "x0"}, "the prediction is 'x0'; known: eps, v"),
         ({"metadata": {"beta_schedule": "cosine"}}, "beta_schedule is 'cosine'; expected `linear START END`"),

@@ -1,4 +1,4 @@
-"""Any small LDM-layout U-Net in one file: weights, what they are, a table of classes (docs/unet-file.md)."""
+"""Any small LDM-layout U-Net in one file: weights, what they are, a table of classes (docs/guide/unet-file.md)."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _described(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
             f"{path}: not a safetensors file ({error}); a pickled checkpoint (.pt, .ckpt) is not opened, save it as safetensors"
         ) from error
     if missing := [name for name in _METADATA if name not in metadata]:
-        raise FlexiError(f"{path}: its metadata lack {', '.join(missing)}; docs/unet-file.md shows how to write them")
+        raise FlexiError(f"{path}: its metadata lack {', '.join(missing)}; docs/guide/unet-file.md shows how to write them")
     return metadata, shapes
 
 

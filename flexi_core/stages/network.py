@@ -192,7 +192,7 @@ def save_stages(
     base: Mapping[str, str],
     licence: str = "",
 ) -> None:
-    """Write a stage file (docs/stages.md).
+    """Write a stage file (docs/guide/stages.md).
 
     Args:
         path: .safetensors.
@@ -240,7 +240,7 @@ def load_stages(path: Path) -> StageFile:
         if metadata.get("version") != str(VERSION):
             raise FlexiError(f"its version is {metadata.get('version')!r}; this pack reads {VERSION}: update the node pack")
         if missing := [name for name in _METADATA if name not in metadata]:
-            raise FlexiError(f"its metadata lack {', '.join(missing)}; docs/stages.md")
+            raise FlexiError(f"its metadata lack {', '.join(missing)}; docs/guide/stages.md")
         if metadata["middle"] not in ("shared", "own"):
             raise FlexiError(f"its middle is {metadata['middle']!r}; expected shared or own")
         arguments = unet_arguments(_parsed(metadata, "unet_config", dict))

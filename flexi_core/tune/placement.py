@@ -22,7 +22,7 @@ from .trajectories import Recording
 
 WIDTH = 3  # of the beam, for each step and number of full steps
 LONGEST = 16  # steps from one full step to the next
-# What is predicted is off by, standard deviation in dB (docs/results/tuned.md).
+# What is predicted is off by, standard deviation in dB (benchmarks/tuned.py).
 SPREAD_DB = 2.0
 _DIGITS = 4  # of a factor
 _MOST_DB = 99.0

@@ -37,7 +37,7 @@ TeacherCfg = Annotated[
 ]
 UNetFile = Annotated[
     Path | None,
-    typer.Option("--unet", help="A U-Net's safetensors file, docs/unet-file.md. [default: the embedded model]"),
+    typer.Option("--unet", help="A U-Net's safetensors file, docs/guide/unet-file.md. [default: the embedded model]"),
 ]
 Size = Annotated[
     str | None,

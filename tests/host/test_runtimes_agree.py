@@ -179,7 +179,7 @@ def test_a_unet_from_a_file_samples_as_in_the_host(host, generated, apply, tmp_p
 
 
 def test_the_documented_way_to_write_a_unets_file_works(host, generated, tmp_path, monkeypatch):
-    text = (PACK / "docs" / "unet-file.md").read_text(encoding="utf-8")
+    text = (PACK / "docs" / "guide" / "unet-file.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (config,) = (
         node.value for node in ast.parse(code).body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "config"
