@@ -22,17 +22,17 @@ from rich.console import Console
 
 from flexi_core import FlexiError, save_schedule
 from flexi_core.files import write_text
-from flexi_core.replay import PredictionStore
+from flexi_core.run.replay import PredictionStore
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import TeacherSettings
 from search_tools.deadline import Deadline
-from search_tools.embedded import EmbeddedBackend
 from search_tools.fitness import Fitness, stages_to
-from search_tools.guesses import with_guesses
-from search_tools.judge import Judge, Row, baselines
-from search_tools.pictures import save_image_rows, save_pareto
+from search_tools.measures.judge import Judge, Row, baselines
+from search_tools.report.pictures import save_image_rows, save_pareto
 from search_tools.settings import SearchSettings
-from search_tools.space import FAMILIES, Space
-from search_tools.study import SearchResult, SearchState, open_study, run_search, spent_seconds, with_results
-from search_tools.teacher import TeacherSettings
+from search_tools.space.space import FAMILIES, Space
+from search_tools.strategies.guesses import with_guesses
+from search_tools.study.study import SearchResult, SearchState, open_study, run_search, spent_seconds, with_results
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 BUNDLED = Path(__file__).parents[1] / "flexi_core" / "schedules"

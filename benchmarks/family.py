@@ -4,8 +4,8 @@
     python benchmarks/family.py --steps 20  # of one step count
 
 Every schedule is judged on samples that no search has seen, beside as few plain steps and Flexi Preset's for any model.
-Written: flexi_core/presets-demo.json, which Flexi Preset offers, and docs/results/family.md. Searches are studies, and
-what is in the file is not searched again: an interrupted benchmark goes on where it was.
+Written: flexi_core/schedule/data/presets-demo.json, which Flexi Preset offers, and docs/results/family.md.
+Searches are studies, and what is in the file is not searched again: an interrupted benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from rich.console import Console
 
 from flexi_core import FlexiError
 from flexi_core.files import replace_file
-from flexi_core.presets import DEMO_FAMILY, preset
-from flexi_core.replay import PredictionStore
-from flexi_core.schedule_file import to_dict
-from search_tools.embedded import EmbeddedBackend
+from flexi_core.run.replay import PredictionStore
+from flexi_core.schedule.file import to_dict
+from flexi_core.schedule.presets import DEMO_FAMILY, preset
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import TeacherSettings
 from search_tools.fitness import Fitness
-from search_tools.judge import Judge, Row
+from search_tools.measures.judge import Judge, Row
 from search_tools.settings import SearchSettings
-from search_tools.study import with_results
-from search_tools.teacher import TeacherSettings
+from search_tools.study.study import with_results
 
 SPEEDUPS = {1.5: 16, 2.0: 16, 3.0: 32, 5.0: 32}  # samples to search with: the farther from the teacher, the more they differ
 STEPS = (20, 25, 30, 50)

@@ -19,13 +19,13 @@ from rich.console import Console
 
 from flexi_core import FlexiError
 from flexi_core.files import write_text
-from flexi_core.presets import Preset
-from flexi_core.replay import PredictionStore
-from search_tools.embedded import EmbeddedBackend
+from flexi_core.run.replay import PredictionStore
+from flexi_core.schedule.presets import Preset
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import TeacherSettings
 from search_tools.fitness import Fitness, stages_to
-from search_tools.judge import Judge, Row
+from search_tools.measures.judge import Judge, Row
 from search_tools.settings import SearchSettings
-from search_tools.teacher import TeacherSettings
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 RUNS = (

@@ -23,13 +23,13 @@ from rich.console import Console
 from flexi_core import FlexiError, Schedule
 from flexi_core.files import replace_file
 from flexi_core.metrics import data_range, psnr_db
-from flexi_core.replay import PredictionStore
-from search_tools.embedded import EmbeddedBackend
+from flexi_core.run.replay import PredictionStore
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import JUDGE_SEEDS, TeacherSettings
 from search_tools.fitness import Fitness
-from search_tools.judge import Judge
+from search_tools.measures.judge import Judge
 from search_tools.settings import SearchSettings
-from search_tools.study import open_study, run_search
-from search_tools.teacher import JUDGE_SEEDS, TeacherSettings
+from search_tools.study.study import open_study, run_search
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 CONVERGED = 4  # times the teacher's steps

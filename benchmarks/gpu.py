@@ -29,8 +29,8 @@ from overhead import CHECKOUT, DTYPES, NETWORKS, device_name
 from rich.console import Console
 
 from flexi_core import FlexiError, Schedule
-from flexi_core.cost import predicted_speedup
 from flexi_core.files import replace_file
+from flexi_core.run.cost import predicted_speedup
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "gpu.md"
 CAPTION = "a large red circle at the center on a navy background"

@@ -18,16 +18,16 @@ from rich.console import Console
 
 from flexi_core import FlexiError
 from flexi_core.files import write_text
-from flexi_core.replay import PredictionStore
-from search_tools.embedded import EmbeddedBackend
-from search_tools.evolution import FINISHED
+from flexi_core.run.replay import PredictionStore
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import TeacherSettings
 from search_tools.fitness import Fitness
-from search_tools.guesses import TunedFront, measuring_macs, with_guesses
-from search_tools.judge import Judge
-from search_tools.sensitivity import measure_sensitivities
+from search_tools.measures.judge import Judge
 from search_tools.settings import SearchSettings
-from search_tools.study import best_of, open_study, run_search
-from search_tools.teacher import TeacherSettings
+from search_tools.strategies.evolution import FINISHED
+from search_tools.strategies.guesses import TunedFront, measuring_macs, with_guesses
+from search_tools.strategies.sensitivity import measure_sensitivities
+from search_tools.study.study import best_of, open_study, run_search
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "guesses.md"
 TESTBEDS = ((TeacherSettings("euler", "normal", 50), 5.0), (TeacherSettings("dpmpp_2m", "normal", 25), 3.0))

@@ -26,17 +26,17 @@ from torch import nn
 from flexi_core import FlexiError, save_schedule
 from flexi_core.demo.model import training_sigmas
 from flexi_core.demo.trainer import BATCH, fit
-from flexi_core.demo.unet import UNet
 from flexi_core.files import replace_file
-from search_tools.backend import Backend
+from flexi_core.runtime.unet import UNet
+from search_tools.backends.protocol import Backend
+from search_tools.backends.teacher import JUDGE_SEEDS
 from search_tools.commands.options import open_chosen_backend
 from search_tools.commands.running import run
 from search_tools.deadline import Deadline
-from search_tools.judge import Judge, Row, baselines
-from search_tools.pictures import save_image_rows
+from search_tools.measures.judge import Judge, Row, baselines
+from search_tools.report.pictures import save_image_rows
 from search_tools.settings import SearchSettings
-from search_tools.study import with_results
-from search_tools.teacher import JUDGE_SEEDS
+from search_tools.study.study import with_results
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 UNET_CONFIG = {
@@ -165,7 +165,7 @@ def measure(
 
 def _in_the_host(comfyui: Path, file: Path, cfg: float) -> Backend:
     """Return the back end of a workflow with this U-Net; the host's own folders stay as they are."""
-    from search_tools.comfyui import ComfyBackend
+    from search_tools.backends.comfyui.backend import ComfyBackend
 
     base = Path(tempfile.mkdtemp())
     (base / "custom_nodes").mkdir()

@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from flexi_core import FlexiError, Schedule, load_schedule
-from flexi_core.presets import all_full
+from flexi_core.schedule.presets import all_full
 
 CAPTION = "a large red circle at the center on a navy background"
 _SECONDS = re.compile(r"^([\d.]+) s;", re.MULTILINE)

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from flexi_core.demo.unet_file import FileModel
 from flexi_core.errors import FlexiError
 from flexi_core.files import write_text
-from search_tools import workflow
-from search_tools.saved_workflow import is_saved, to_api
+from flexi_core.runtime.file_model import FileModel
+from search_tools.backends.comfyui import workflow
+from search_tools.backends.comfyui.saved_workflow import is_saved, to_api
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "hostile.md"
 NODES = 20_000
@@ -63,8 +63,8 @@ def hole(gib: int) -> Callable[[Path], None]:
 
 def spoiled(path: Path) -> None:
     """Write a U-Net's file that has every tensor, of numbers that are not finite."""
-    from flexi_core.demo.unet import UNet
-    from flexi_core.demo.unet_config import unet_arguments
+    from flexi_core.runtime.unet import UNet
+    from flexi_core.runtime.unet_config import unet_arguments
 
     weights = {
         name: torch.full_like(value, float("nan")) for name, value in UNet(**unet_arguments(CONFIG)).state_dict().items()

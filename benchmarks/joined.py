@@ -26,11 +26,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flexi_core.demo.captions import embed_captions, token_rows
 from flexi_core.demo.model import TOKEN_TABLE, DemoModel, read_weights
-from flexi_core.demo.sampling import make_noise
 from flexi_core.demo.scenes import FREE, captions_of, random_attributes, render
 from flexi_core.demo.train import DROP_ALL, DROP_ONE, MAX_WEIGHT, METADATA, NOISE_SPREAD, SIGMA_DATA
 from flexi_core.metrics import psnr_db
-from flexi_core.presets import Preset
+from flexi_core.runtime.sampling import make_noise
+from flexi_core.schedule.presets import Preset
 from flexi_core.stages.bounds import Boundary
 from flexi_core.tensor_files import save_tensors
 

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from templates import tests_module
 
 from flexi_core import FlexiError, Schedule, load_schedule, save_schedule
-from flexi_core.cache import FeatureCache
-from flexi_core.run import Run
+from flexi_core.run.cache import FeatureCache
+from flexi_core.run.run import Run
 
 CLIENTS, PROMPTS = 4, 40
 INTERRUPTS = 12
@@ -242,7 +242,7 @@ def kills(folder: Path, comfyui: Path, rng: random.Random, outcome: Outcome) -> 
     """Kill processes that do what the node does: save, over one file, now this schedule, now that one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["psutil", "typer", "search_tools.comfyui_host", "search_tools.study"]
+        ["psutil", "typer", "search_tools.backends.comfyui.host", "search_tools.study.study"]
     )  # installed, not beside this file
     written = {text: _big(text) for text in ("FX", "FXX")}
     save_schedule(written["FX"], folder / "target.json")

@@ -22,12 +22,12 @@ from templates import tests_module
 from typer.testing import CliRunner
 
 from flexi_core import FlexiError, Schedule, load_schedule
+from search_tools.backends.embedded import EmbeddedBackend
 from search_tools.cli import app
-from search_tools.embedded import EmbeddedBackend
-from search_tools.evolution import FINISHED
 from search_tools.fitness import Fitness
-from search_tools.storage import open_storage
-from search_tools.study import settings_of
+from search_tools.strategies.evolution import FINISHED
+from search_tools.study.storage import open_storage
+from search_tools.study.study import settings_of
 
 STEPS, CANDIDATES = 5, 6
 SEARCH = (

@@ -1,7 +1,7 @@
 """Whether the tests bite: small changes of the project's own modules, each of which some test should refuse.
 
     python benchmarks/mutants.py --sample 40                        # of each module, the same ones for one seed
-    python benchmarks/mutants.py --only flexi_core/plan.py          # every mutant of one module
+    python benchmarks/mutants.py --only flexi_core/run/plan.py          # every mutant of one module
 
 A mutant is one change of a module's syntax tree: another comparison or operator, `and` for `or`, a condition turned round, a
 number one off, None for what is returned, a statement left out. Nothing is written into the tree: a process with the packages
@@ -51,13 +51,13 @@ VERDICTS, PAGE = ROOT / "docs/results/mutants.jsonl", ROOT / "docs/results/mutan
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 # By module, the tests that concern it.
 MODULES = {
-    "flexi_core/schedule.py": "grammar schedule_file plan guard",
-    "flexi_core/grammar.py": "grammar bounds fuzz",
-    "flexi_core/plan.py": "plan guard guidance run basis words cache",
-    "flexi_core/run.py": "run cache guidance guard basis replay run_report unet_steps transformer_steps",
-    "flexi_core/cache.py": "cache unet_steps transformer_steps",
-    "search_tools/study.py": "search study moving",
-    "search_tools/storage.py": "storage damaged fuzz",
+    "flexi_core/schedule/schedule.py": "grammar schedule_file plan guard",
+    "flexi_core/schedule/grammar.py": "grammar bounds fuzz",
+    "flexi_core/run/plan.py": "plan guard guidance run basis words cache",
+    "flexi_core/run/run.py": "run cache guidance guard basis replay run_report unet_steps transformer_steps",
+    "flexi_core/run/cache.py": "cache unet_steps transformer_steps",
+    "search_tools/study/study.py": "search study moving",
+    "search_tools/study/storage.py": "storage damaged fuzz",
 }
 LEFT_OUT = "ten_kills or two_workers or second_search or takes_long"
 QUICK = ["-x", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({LEFT_OUT})"]

@@ -21,8 +21,8 @@ import typer
 from rich.console import Console
 
 from flexi_core import FlexiError, Schedule
-from flexi_core.cost import predicted_speedup
 from flexi_core.files import replace_file
+from flexi_core.run.cost import predicted_speedup
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 CHECKOUT = Path.home() / "comfy" / "ComfyUI"
@@ -168,7 +168,7 @@ class Bench:
 
     def control_net(self) -> list[str]:
         """A control net of the network's own layout: every block on full steps, the first ones on partial steps."""
-        from flexi_core.control_steps import ShallowControl
+        from flexi_core.networks.controlnet import ShallowControl
 
         layout = {key: value for key, value in self._layout.items() if key not in ("out_channels", "transformer_depth_output")}
         import comfy.cldm.cldm

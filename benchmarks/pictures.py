@@ -23,12 +23,12 @@ from PIL import Image, ImageChops, ImageDraw
 
 from flexi_core import Schedule, load_schedule
 from flexi_core.demo.model import DemoModel
-from flexi_core.demo.sampling import make_noise, sample, sigmas_of, traits_of
 from flexi_core.demo.scenes import parse_caption
-from flexi_core.presets import Preset, all_full
-from flexi_core.report import RunReport
-from flexi_core.schedule import StepKind
-from flexi_core.timeline import EMPTY, FAINT, TEXT, draw_timeline, font
+from flexi_core.run.report import RunReport
+from flexi_core.run.timeline import EMPTY, FAINT, TEXT, draw_timeline, font
+from flexi_core.runtime.sampling import make_noise, sample, sigmas_of, traits_of
+from flexi_core.schedule.presets import Preset, all_full
+from flexi_core.schedule.schedule import StepKind
 
 PACK = Path(__file__).resolve().parents[1]
 BRAND, HELP, TEMPLATES = PACK / "docs" / "pictures", PACK / "web" / "docs" / "pictures", PACK / "example_workflows"

@@ -6,9 +6,9 @@ Every sampler of the host is probed and belongs to a kind. For each kind, settin
 placements, bases and blends are rehearsed (`rehearsal.py`), and the best of them sampled, on the testbeds: the embedded U-Net
 and the small transformer of `scene_dit.py`, with guidance and without, on the grids that people use. The best is then judged
 on unseen seeds, under samplers of its kind. It becomes a preset only if it is surely ahead of as many plain steps of that
-sampler and scheduler in every one of these runs, and reads no fewer captions. Written: flexi_core/presets.json, which Flexi
-Preset offers, docs/results/presets.md, and everything that was measured in docs/results/presets-trials.json. `--again` judges
-once more what is known, without choosing.
+sampler and scheduler in every one of these runs, and reads no fewer captions. Written:
+flexi_core/schedule/data/presets.json, which Flexi Preset offers, docs/results/presets.md, and everything that was measured in
+docs/results/presets-trials.json. `--again` judges once more what is known, without choosing.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from scene_host import SceneBackend, SceneModel, embedded_model, open_comfy
 from flexi_core import FlexiError, Schedule
 from flexi_core.files import write_text
 from flexi_core.metrics import data_range, psnr_db
-from flexi_core.presets import FAMILY, at_places, full_steps
-from flexi_core.replay import PredictionStore
-from flexi_core.sampler import probe
-from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
+from flexi_core.run.replay import PredictionStore
+from flexi_core.run.sampler import probe
+from flexi_core.schedule.presets import FAMILY, at_places, full_steps
+from search_tools.backends.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SPEEDUPS = (1.25, 1.5, 2.0, 3.0, 5.0)
 STEPS = (20, 8, 30, 4, 10, 25, 6, 50, 15, 40)  # what people run most first
-# Network, scheduler and guidance scale by setting (`flexi_core.presets.setting`).
+# Network, scheduler and guidance scale by setting (`flexi_core.schedule.presets.setting`).
 BEDS = {
     "guided, jump to a low end": (("embedded", "normal", 3.0), ("scene DiT", "normal", 3.0)),
     "guided, high end": (("embedded", "simple", 3.0), ("scene DiT", "simple", 3.0)),

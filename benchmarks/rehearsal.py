@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from flexi_core import Schedule
-from flexi_core.plan import make_plan
-from flexi_core.run import Run
-from flexi_core.sampler import SamplerTraits, Solver
+from flexi_core.run.plan import make_plan
+from flexi_core.run.run import Run
+from flexi_core.run.sampler import SamplerTraits, Solver
 
 DEVIATION = 0.5
 USELESS = 0.33

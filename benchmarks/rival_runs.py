@@ -16,9 +16,9 @@ from scene_host import BATCH, SceneBackend
 
 from flexi_core import Schedule
 from flexi_core.metrics import psnr_db
-from flexi_core.presets import deepcache
-from flexi_core.unet_steps import block_count
-from search_tools.teacher import SEARCH_SEEDS
+from flexi_core.networks.unet import block_count
+from flexi_core.schedule.presets import deepcache
+from search_tools.backends.teacher import SEARCH_SEEDS
 
 SAME_SOLVER, BEST_SOLVER, DEEPCACHE = "same solver, fewer steps", "best solver, fewer steps", "DeepCache"
 # Deterministic, and one call of the network for each step, as the teacher's solvers.

@@ -13,7 +13,7 @@ import numpy as np
 from rival_runs import DEEPCACHE, SAME_SOLVER
 
 from flexi_core.files import replace_file
-from search_tools.measures import Measure
+from search_tools.measures.measures import Measure
 
 OURS = ("ours, paper's space", "ours, wider space")
 TEACHER, CONVERGED = "teacher", "converged solution"

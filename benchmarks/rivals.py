@@ -34,20 +34,20 @@ from scene_host import SceneBackend, SceneModel, embedded_model
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from flexi_core import FlexiError, Schedule
-from flexi_core.cost import NetworkCost
 from flexi_core.files import replace_file
 from flexi_core.metrics import data_range, psnr_db
-from flexi_core.presets import from_kinds
-from flexi_core.replay import PredictionStore
-from flexi_core.schedule import StepKind
-from search_tools.comfyui_host import open_host
+from flexi_core.run.cost import NetworkCost
+from flexi_core.run.replay import PredictionStore
+from flexi_core.schedule.presets import from_kinds
+from flexi_core.schedule.schedule import StepKind
+from search_tools.backends.comfyui.host import open_host
+from search_tools.backends.teacher import JUDGE_SEEDS, TeacherSettings
 from search_tools.fitness import Fitness
-from search_tools.guesses import with_guesses
-from search_tools.measures import Measures
+from search_tools.measures.measures import Measures
 from search_tools.settings import SearchSettings
-from search_tools.space import FAMILIES, Space
-from search_tools.study import open_study, run_search
-from search_tools.teacher import JUDGE_SEEDS, TeacherSettings
+from search_tools.space.space import FAMILIES, Space
+from search_tools.strategies.guesses import with_guesses
+from search_tools.study.study import open_study, run_search
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SPEEDUPS = "1.5,2,3,4,5,6,8"

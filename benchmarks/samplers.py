@@ -24,8 +24,8 @@ from scene_host import SceneBackend, embedded_model, open_comfy
 from flexi_core import FlexiError
 from flexi_core.files import write_text
 from flexi_core.metrics import bootstrap_interval, data_range, psnr_db
-from flexi_core.presets import Preset
-from search_tools.teacher import JUDGE_SEEDS, TeacherSettings
+from flexi_core.schedule.presets import Preset
+from search_tools.backends.teacher import JUDGE_SEEDS, TeacherSettings
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SHORT_STEPS = (4, 6, 8, 10)

@@ -28,8 +28,8 @@ from flexi_core.demo.captions import TABLE_ROWS, embed_captions, token_rows
 from flexi_core.demo.scenes import ATTRIBUTES, FREE, IMAGE_SIZE, Caption, random_attributes, render
 from flexi_core.demo.trainer import BATCH, fit
 from flexi_core.files import replace_file
-from search_tools.pictures import save_image_rows
-from search_tools.teacher import JUDGE_SEEDS, TeacherSettings
+from search_tools.backends.teacher import JUDGE_SEEDS, TeacherSettings
+from search_tools.report.pictures import save_image_rows
 
 DEPTH = 4  # blocks; the host's width is 64 times this
 TOKEN_WIDTH = 64

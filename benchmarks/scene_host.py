@@ -11,20 +11,20 @@ from typing import Any
 
 import torch
 
-from flexi_core.cost import NetworkCost
 from flexi_core.demo.classifier import load_classifier
-from flexi_core.demo.sampling import make_noise
 from flexi_core.demo.scenes import Caption, captions_of, random_attributes
 from flexi_core.errors import FlexiError
-from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
-from flexi_core.presets import all_full
-from flexi_core.replay import Replay
-from flexi_core.run import StepRecord
-from flexi_core.sampler import PLAIN, SamplerTraits, Solver, probe
-from flexi_core.schedule import Schedule
+from flexi_core.networks.fingerprint import architecture_fingerprint, weights_fingerprint
+from flexi_core.run.cost import NetworkCost
+from flexi_core.run.replay import Replay
+from flexi_core.run.run import StepRecord
+from flexi_core.run.sampler import PLAIN, SamplerTraits, Solver, probe
+from flexi_core.runtime.sampling import make_noise
+from flexi_core.schedule.presets import all_full
+from flexi_core.schedule.schedule import Schedule
 from flexi_core.tune import Observe, SampleProgress
-from search_tools.batches import BatchedBackend
-from search_tools.teacher import TeacherSettings, TeacherStore
+from search_tools.backends.batches import BatchedBackend
+from search_tools.backends.teacher import TeacherSettings, TeacherStore
 
 BATCH = BatchedBackend.batch
 

@@ -4,10 +4,10 @@
     python benchmarks/search.py --only evolution,random     # two of them
 
 On the embedded model, Euler, 50 steps, at a fifth of the MACs. Every strategy starts from the space's known good points; the
-row "from guesses" first from the schedules of least predicted error (`search_tools/guesses.py`), whose measurement counts
-towards its MACs, not its candidates. The best schedule of every search is judged on samples that no search has seen. The curves
-and tables are written to docs/results/search-*; the searches are studies in --folder, so an interrupted benchmark goes on
-where it was.
+row "from guesses" first from the schedules of least predicted error (`search_tools/strategies/guesses.py`), whose
+measurement counts towards its MACs, not its candidates. The best schedule of every search is judged on samples that no search
+has seen. The curves and tables are written to docs/results/search-*; the searches are studies in --folder, so an
+interrupted benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from rich.console import Console
 
 from flexi_core import FlexiError
 from flexi_core.files import replace_file, write_text
-from flexi_core.replay import PredictionStore
-from search_tools.candidate import schedule_of
-from search_tools.embedded import EmbeddedBackend
-from search_tools.evolution import FINISHED, near_best
+from flexi_core.run.replay import PredictionStore
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import TeacherSettings
 from search_tools.fitness import Fitness
-from search_tools.guesses import measuring_macs, with_guesses
-from search_tools.judge import Judge, Row
+from search_tools.measures.judge import Judge, Row
 from search_tools.settings import SearchSettings
-from search_tools.strategies import STRATEGIES
-from search_tools.study import open_study, run_search
-from search_tools.teacher import TeacherSettings
+from search_tools.strategies.evolution import FINISHED, near_best
+from search_tools.strategies.guesses import measuring_macs, with_guesses
+from search_tools.strategies.strategies import STRATEGIES
+from search_tools.study.candidate import schedule_of
+from search_tools.study.study import open_study, run_search
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TEACHER, SPEEDUP = TeacherSettings("euler", "normal", 50), 5.0

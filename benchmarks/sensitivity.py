@@ -23,17 +23,17 @@ from scipy.stats import kendalltau
 
 from flexi_core import FlexiError, Schedule, load_schedule
 from flexi_core.files import replace_file
-from flexi_core.replay import PredictionStore
-from search_tools.candidate import schedule_of
-from search_tools.embedded import EmbeddedBackend
-from search_tools.evolution import FINISHED
+from flexi_core.run.replay import PredictionStore
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import TeacherSettings
 from search_tools.fitness import Fitness
-from search_tools.judge import Judge
-from search_tools.sensitivity import Sensitivities, measure_sensitivities
+from search_tools.measures.judge import Judge
 from search_tools.settings import SearchSettings
-from search_tools.space import Space
-from search_tools.study import open_study, run_search
-from search_tools.teacher import TeacherSettings
+from search_tools.space.space import Space
+from search_tools.strategies.evolution import FINISHED
+from search_tools.strategies.sensitivity import Sensitivities, measure_sensitivities
+from search_tools.study.candidate import schedule_of
+from search_tools.study.study import open_study, run_search
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SCHEDULES = Path(__file__).parents[1] / "flexi_core" / "schedules"

@@ -26,7 +26,7 @@ from step_trials import FIT, JUDGED, Bench, Rule
 from flexi_core import FlexiError, Schedule, load_schedule
 from flexi_core.files import replace_file
 from flexi_core.metrics import bootstrap_interval
-from search_tools.teacher import TeacherSettings
+from search_tools.backends.teacher import TeacherSettings
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TESTBEDS = {

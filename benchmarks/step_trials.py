@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from flexi_core import Schedule
-from flexi_core.basis import DERIVATIVE
-from flexi_core.demo.sampling import SAMPLERS, make_noise, sample
-from flexi_core.extrapolation import Observer, PredictionHistory
-from flexi_core.fit import BlendFit, Equations, TrajectoryRecorder, linear_response, response_at
 from flexi_core.metrics import latent_mse, psnr_db
-from flexi_core.plan import Plan, make_plan
-from flexi_core.presets import all_full
-from flexi_core.replay import PredictionStore, Replay, digest
-from flexi_core.unet_steps import NetworkCall, UNetSteps, partial_pass
-from search_tools.embedded import EmbeddedBackend
-from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
+from flexi_core.networks.unet import NetworkCall, UNetSteps, partial_pass
+from flexi_core.run.null_steps.basis import DERIVATIVE
+from flexi_core.run.null_steps.extrapolation import Observer, PredictionHistory
+from flexi_core.run.plan import Plan, make_plan
+from flexi_core.run.replay import PredictionStore, Replay, digest
+from flexi_core.runtime.sampling import SAMPLERS, make_noise, sample
+from flexi_core.schedule.presets import all_full
+from flexi_core.tune.fit import BlendFit, Equations, TrajectoryRecorder, linear_response, response_at
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
 
 FIT, JUDGED = 8, 24  # samples
 CUTOFF = 0.05  # cycles a pixel

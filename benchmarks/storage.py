@@ -25,14 +25,14 @@ from typing import Annotated, Any
 import typer
 from optuna.exceptions import ExperimentalWarning
 
-from flexi_core.cost import NetworkCost
 from flexi_core.files import replace_file
-from flexi_core.schedule import Schedule
+from flexi_core.run.cost import NetworkCost
+from flexi_core.schedule.schedule import Schedule
 from search_tools.deadline import Deadline
 from search_tools.fitness import Evaluation
-from search_tools.heartbeat import Heartbeat
 from search_tools.settings import SearchSettings
-from search_tools.study import candidates_of, open_study, run_search
+from search_tools.study.heartbeat import Heartbeat
+from search_tools.study.study import candidates_of, open_study, run_search
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 STEPS, SPEEDUP = 50, 5.0
@@ -98,7 +98,7 @@ def main(
 ) -> None:
     """Measure every storage and write the table."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["search_tools.study"])
+    context.set_forkserver_preload(["search_tools.study.study"])
     rows: list[Measured] = []
     with tempfile.TemporaryDirectory() as folder:
         port, proxied = _free_port(), postgresql or f"sqlite:///{folder}/studies.db"
@@ -183,7 +183,7 @@ def _work(url: str, name: str, seconds: float, evaluation: float, offset: float,
 def _serve(url: str, port: int) -> None:
     from optuna.storages import get_storage, run_grpc_proxy_server
 
-    from search_tools.storage import open_storage
+    from search_tools.study.storage import open_storage
 
     warnings.simplefilter("ignore", ExperimentalWarning)
     run_grpc_proxy_server(get_storage(open_storage(url)), host="127.0.0.1", port=port)

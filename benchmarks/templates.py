@@ -30,9 +30,9 @@ from rich.console import Console
 
 from flexi_core import FlexiError
 from flexi_core.files import write_text
-from search_tools.comfyui_host import ComfyHost, open_host
-from search_tools.saved_workflow import to_api
-from search_tools.workflow import SAMPLING, Graph, find_value, upstream
+from search_tools.backends.comfyui.host import ComfyHost, open_host
+from search_tools.backends.comfyui.saved_workflow import to_api
+from search_tools.backends.comfyui.workflow import SAMPLING, Graph, find_value, upstream
 
 PACK = Path(__file__).resolve().parents[1]
 PAGE = PACK / "docs" / "results" / "templates.md"

@@ -28,9 +28,9 @@ from flexi_core import FlexiError, Schedule
 from flexi_core.files import replace_file
 from flexi_core.metrics import data_range, psnr_db
 from flexi_core.tune.levels import shortest
-from search_tools.comfyui_host import open_host
-from search_tools.study import best_of
-from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS
+from search_tools.backends.comfyui.host import open_host
+from search_tools.backends.teacher import JUDGE_SEEDS, SEARCH_SEEDS
+from search_tools.study.study import best_of
 
 PAIRS = {"euler-50": "dit-euler-50", "dpmpp_2m-25": "dit-dpmpp_2m-25"}
 FITTED_ON = 8

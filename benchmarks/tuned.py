@@ -25,13 +25,13 @@ from rich.console import Console
 from flexi_core import FlexiError, Schedule
 from flexi_core.files import write_text
 from flexi_core.metrics import data_range, psnr_db
-from flexi_core.presets import Preset, all_full, full_steps
+from flexi_core.schedule.presets import Preset, all_full, full_steps
 from flexi_core.tune import EFFORTS, Effort, Recorded, Tuner, nearest
 from flexi_core.tune.learning import RUNS as LEARNED_FROM
 from flexi_core.tune.placement import SPREAD_DB
-from search_tools.batches import BatchedBackend
-from search_tools.embedded import EmbeddedBackend
-from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
+from search_tools.backends.batches import BatchedBackend
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 KEPT, PAGE, PLOT = (RESULTS / f"tuned.{kind}" for kind in ("json", "md", "png"))

@@ -11,10 +11,10 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..flexi_core.host import RunHandle
-from ..flexi_core.host_runs import is_interrupt, progress_bar
+from ..flexi_core.host.runs import is_interrupt, progress_bar
 from ..flexi_core.metrics import psnr_db
-from ..flexi_core.presets import how_near
-from ..flexi_core.timeline import draw_message
+from ..flexi_core.run.timeline import draw_message
+from ..flexi_core.schedule.presets import how_near
 from .pictures import picture_of
 from .sockets import CATEGORY, PAPER, FlexiRunType, found_as
 

@@ -10,8 +10,8 @@ from typing import Any
 import folder_paths
 
 from ..flexi_core import FlexiError, Schedule, ScheduleError, load_schedule, save_schedule
-from ..flexi_core.fingerprint import identity_digest
-from ..flexi_core.schedule_file import to_dict
+from ..flexi_core.networks.fingerprint import identity_digest
+from ..flexi_core.schedule.file import to_dict
 
 FOLDER = "flexi_schedules"
 STAGES = "flexi_stages"

@@ -10,11 +10,11 @@ from typing import Any
 
 from ..flexi_core import FlexiError, Schedule, ScheduleError, load_schedule
 from ..flexi_core.json_text import parse_json
-from ..flexi_core.live import LiveRun
-from ..flexi_core.plan import Plan
-from ..flexi_core.presets import MODELS, Preset
-from ..flexi_core.schedule_file import MAX_BYTES, MAX_NESTING, schedule_from
-from ..flexi_core.strip import Strip, cycled, strip_of
+from ..flexi_core.run.live import LiveRun
+from ..flexi_core.run.plan import Plan
+from ..flexi_core.schedule.file import MAX_BYTES, MAX_NESTING, schedule_from
+from ..flexi_core.schedule.presets import MODELS, Preset
+from ..flexi_core.schedule.strip import Strip, cycled, strip_of
 from . import folder
 from .metadata import Carrier
 

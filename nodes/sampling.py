@@ -8,10 +8,10 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..flexi_core import Schedule
-from ..flexi_core.cache import PLACES
 from ..flexi_core.host import ON_MISMATCH, RunHandle, apply_schedule
-from ..flexi_core.presets import Preset
-from ..flexi_core.timeline import CLEAR, DARK, draw_message, draw_timeline
+from ..flexi_core.run.cache import PLACES
+from ..flexi_core.run.timeline import CLEAR, DARK, draw_message, draw_timeline
+from ..flexi_core.schedule.presets import Preset
 from .page import live
 from .sockets import CATEGORY, PAPER, FlexiRunType, FlexiScheduleType, found_as
 

@@ -11,11 +11,11 @@ from comfy_api.latest import io, ui
 
 from ..flexi_core import FlexiError, Schedule, ScheduleError, load_schedule
 from ..flexi_core.files import read_bounded
-from ..flexi_core.presets import MODELS, PRESETS, Preset
-from ..flexi_core.presets import preset as make_preset
-from ..flexi_core.schedule import MAX_STEPS
-from ..flexi_core.schedule_file import MAX_BYTES, made_for
-from ..flexi_core.strip import strip_of
+from ..flexi_core.schedule.file import MAX_BYTES, made_for
+from ..flexi_core.schedule.presets import MODELS, PRESETS, Preset
+from ..flexi_core.schedule.presets import preset as make_preset
+from ..flexi_core.schedule.schedule import MAX_STEPS
+from ..flexi_core.schedule.strip import strip_of
 from . import folder
 from .sockets import CATEGORY, PAPER, FlexiScheduleType, found_as
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-FlexiScheduleType = io.Custom("FLEXI_SCHEDULE")  # flexi_core.Schedule, or flexi_core.presets.Preset, which becomes one
+FlexiScheduleType = io.Custom("FLEXI_SCHEDULE")  # flexi_core.Schedule, or flexi_core.schedule.presets.Preset, which becomes one
 FlexiRunType = io.Custom("FLEXI_RUN")  # flexi_core.host.RunHandle
 
 CATEGORY = "Flexiffusion"

@@ -14,19 +14,11 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..flexi_core import FlexiError, Schedule, ScheduleError, __version__, load_schedule, save_schedule
-from ..flexi_core.fingerprint import identity_digest
 from ..flexi_core.host import apply_schedule
-from ..flexi_core.host_runs import (
-    GuiderRun,
-    HostRun,
-    HostRuns,
-    KSamplerRun,
-    progress_bar,
-    sampler_names,
-    scheduler_names,
-)
-from ..flexi_core.presets import PRESETS, Preset
-from ..flexi_core.timeline import draw_message
+from ..flexi_core.host.runs import GuiderRun, HostRun, HostRuns, KSamplerRun, progress_bar, sampler_names, scheduler_names
+from ..flexi_core.networks.fingerprint import identity_digest
+from ..flexi_core.run.timeline import draw_message
+from ..flexi_core.schedule.presets import PRESETS, Preset
 from ..flexi_core.tune import EFFORTS, Planned, Recorded, Tuned, Tuner
 from ..flexi_core.tune.picture import draw_front
 from . import folder

@@ -23,7 +23,7 @@ from flexi_core import FlexiError
 from flexi_core.words import visible
 
 if TYPE_CHECKING:
-    from .judge import Row
+    from .measures.judge import Row
 
 
 _FIRST_LINE = 10.0  # seconds
@@ -71,7 +71,7 @@ def _of_a_storage(error: Exception) -> str | None:
     """Return in words what a storage's driver raised; None of any other error."""
     if "optuna" not in sys.modules:  # nothing was stored or read
         return None
-    from .storage import storage_errors
+    from .study.storage import storage_errors
 
     try:
         with storage_errors("the study storage failed", "If its file is damaged, take a copy of it from before"):

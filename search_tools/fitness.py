@@ -16,13 +16,13 @@ import torch
 
 from flexi_core.errors import FlexiError
 from flexi_core.metrics import data_range, latent_mse, psnr_db, rfid
-from flexi_core.replay import PredictionStore
-from flexi_core.schedule import Schedule
+from flexi_core.run.replay import PredictionStore
+from flexi_core.schedule.schedule import Schedule
 from flexi_core.tune import SampleProgress
 
-from .backend import Backend
+from .backends.protocol import Backend
+from .backends.teacher import SEARCH_SEEDS
 from .deadline import Clock
-from .teacher import SEARCH_SEEDS
 
 FINAL = 2  # times the samples of the last stage are those of the finals
 

@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from flexi_core.demo.model import SmallModel
-from flexi_core.demo.sampling import SCHEDULERS, make_noise, sample
 from flexi_core.errors import FlexiError
-from flexi_core.schedule import Schedule
+from flexi_core.networks.unet import NetworkCall
+from flexi_core.runtime.sampling import SCHEDULERS, make_noise, sample
+from flexi_core.schedule.schedule import Schedule
 from flexi_core.stages.clustering import Predictions, network_predictions, optimal_predictions
-from flexi_core.unet_steps import NetworkCall
 
-from .references import SCENES, SUFFIXES, folder_images, scenes
+from .measures.references import SCENES, SUFFIXES, folder_images, scenes
 
 LATENT_SUFFIXES = (".safetensors", ".latent")
 _OWN_SAMPLE_STEPS = 20

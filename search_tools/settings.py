@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from flexi_core.cost import NetworkCost
 from flexi_core.errors import FlexiError
-from flexi_core.sampler import PLAIN, SamplerTraits
+from flexi_core.run.cost import NetworkCost
+from flexi_core.run.sampler import PLAIN, SamplerTraits
 
-from .backend import Backend
+from .backends.protocol import Backend
+from .backends.teacher import TeacherSettings
 from .fitness import stages_to
-from .sampler_space import space_under
-from .space import FAMILIES, Space
-from .strategies import STRATEGIES
-from .teacher import TeacherSettings
+from .space.sampler_space import space_under
+from .space.space import FAMILIES, Space
+from .strategies.strategies import STRATEGIES
 
 
 @dataclass(frozen=True)

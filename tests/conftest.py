@@ -14,10 +14,10 @@ import torch
 from flexi_core import Schedule, Segment, StepKind
 from flexi_core.demo.captions import TABLE_ROWS
 from flexi_core.demo.model import DemoModel, training_sigmas
-from flexi_core.demo.unet import UNet
-from flexi_core.plan import make_plan
-from flexi_core.run import Run
-from flexi_core.unet_steps import NetworkCall
+from flexi_core.networks.unet import NetworkCall
+from flexi_core.run.plan import make_plan
+from flexi_core.run.run import Run
+from flexi_core.runtime.unet import UNet
 
 TINY = {
     "in_channels": 3,

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from flexi_core import Schedule, ScheduleError
-from flexi_core.basis import DENOISED, DERIVATIVE, Rule, rule_of
-from flexi_core.demo.sampling import make_noise, sample, sigmas_of, traits_of
-from flexi_core.demo.solvers import SAMPLERS, STOCHASTIC, sample_euler
-from flexi_core.plan import make_plan
-from flexi_core.run import Run
-from flexi_core.sampler import PLAIN, SamplerTraits
-from flexi_core.schedule_file import from_dict, to_dict
+from flexi_core.run.null_steps.basis import DENOISED, DERIVATIVE, Rule, rule_of
+from flexi_core.run.plan import make_plan
+from flexi_core.run.run import Run
+from flexi_core.run.sampler import PLAIN, SamplerTraits
+from flexi_core.runtime.sampling import make_noise, sample, sigmas_of, traits_of
+from flexi_core.runtime.solvers import SAMPLERS, STOCHASTIC, sample_euler
+from flexi_core.schedule.file import from_dict, to_dict
 
 NOISY, NOISY_TWICE = SamplerTraits(draws_noise=True), SamplerTraits(draws_noise=True, evaluations=2)
 REMEMBERS = SamplerTraits(memory=2)

@@ -7,11 +7,12 @@ from collections import Counter
 
 import pytest
 
-from flexi_core import FlexiError, Schedule, ScheduleError, grammar, load_schedule
+from flexi_core import FlexiError, Schedule, ScheduleError, load_schedule
 from flexi_core.files import read_bounded
 from flexi_core.json_text import _CHUNK, parse_json
-from search_tools import workflow
-from search_tools.saved_workflow import first_of_each, to_api
+from flexi_core.schedule import grammar
+from search_tools.backends.comfyui import workflow
+from search_tools.backends.comfyui.saved_workflow import first_of_each, to_api
 
 
 class Counted(dict):

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from flexi_core import Schedule
-from flexi_core.cache import CachePolicy, FeatureCache
-from flexi_core.plan import make_plan
-from flexi_core.run import FULL_DEPTH, Run
-from flexi_core.unet_steps import NetworkCall, full_pass, partial_pass
+from flexi_core.networks.unet import NetworkCall, full_pass, partial_pass
+from flexi_core.run.cache import CachePolicy, FeatureCache
+from flexi_core.run.plan import make_plan
+from flexi_core.run.run import FULL_DEPTH, Run
 
 MISS = "no deep feature kept for this conditioning, shape and segment"
 

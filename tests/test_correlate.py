@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from flexi_core import FlexiError, Schedule
 from flexi_core.metrics import frechet_distance, kendall_tau, latent_mse, rfid
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
 from search_tools.cli import app
-from search_tools.correlate import FID_SEEDS, CorrelateSettings, correlate
-from search_tools.embedded import EmbeddedBackend
-from search_tools.references import features_of, scenes
-from search_tools.space import Space
-from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
+from search_tools.correlate.correlate import FID_SEEDS, CorrelateSettings, correlate
+from search_tools.measures.references import features_of, scenes
+from search_tools.space.space import Space
 
 SMALL = CorrelateSettings(speedups=(2, 3), each=3, counts=(2, 4), fid_samples=6)
 

@@ -11,11 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flexi_core import Schedule
-from flexi_core.cost import NetworkCost, all_full_macs, count_macs, predicted_speedup, run_macs, schedule_cost
-from flexi_core.demo.sampling import sample_euler
-from flexi_core.plan import make_plan
-from flexi_core.run import Run
-from flexi_core.unet_steps import NetworkCall, partial_pass
+from flexi_core.networks.unet import NetworkCall, partial_pass
+from flexi_core.run.cost import NetworkCost, all_full_macs, count_macs, predicted_speedup, run_macs, schedule_cost
+from flexi_core.run.plan import make_plan
+from flexi_core.run.run import Run
+from flexi_core.runtime.sampling import sample_euler
 
 # Three levels: partial steps of depth 1 and 2 cost 8 and 20 of 100.
 COST = NetworkCost(100.0, {("input", 0): 3.0, ("input", 1): 5.0, ("input", 2): 30.0, ("middle", 0): 41.0,

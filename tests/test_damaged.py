@@ -10,15 +10,16 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from flexi_core import FlexiError
-from flexi_core.demo.unet_config import unet_arguments
-from flexi_core.demo.unet_file import FileModel
+from flexi_core.runtime.file_model import FileModel
+from flexi_core.runtime.unet_config import unet_arguments
 from flexi_core.tensor_files import save_tensors
-from search_tools import console, workflow
+from search_tools import console
+from search_tools.backends.comfyui import workflow
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import TeacherSettings, TeacherStore, _checksum
 from search_tools.cli import app
-from search_tools.embedded import EmbeddedBackend
 from search_tools.settings import SearchSettings
-from search_tools.storage import open_storage, shown
-from search_tools.teacher import TeacherSettings, TeacherStore, _checksum
+from search_tools.study.storage import open_storage, shown
 
 resource = pytest.importorskip("resource", reason="this system has no limit of a file's size")
 LATENTS = torch.arange(12.0).reshape(3, 4)

@@ -12,16 +12,16 @@ import torch
 from typer.testing import CliRunner
 
 from flexi_core import Schedule
-from search_tools.candidate import hold_finals
+from search_tools.backends.small_model import SmallModelBackend
+from search_tools.backends.teacher import TeacherSettings
 from search_tools.cli import app
 from search_tools.commands import search as command
 from search_tools.console import ProgressLines
 from search_tools.deadline import FEWEST, Deadline, TooSlow
 from search_tools.fitness import Evaluation
-from search_tools.small_model import SmallModelBackend
-from search_tools.storage import open_storage
-from search_tools.study import settings_of, spent_seconds
-from search_tools.teacher import TeacherSettings
+from search_tools.study.candidate import hold_finals
+from search_tools.study.storage import open_storage
+from search_tools.study.study import settings_of, spent_seconds
 
 STEPS, SAMPLES, SPEEDUP = 12, 16, 3.0
 

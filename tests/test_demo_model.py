@@ -8,10 +8,10 @@ from flexi_core import FlexiError, Schedule
 from flexi_core.demo import classifier, model
 from flexi_core.demo.classifier import load_classifier
 from flexi_core.demo.model import DemoModel, read_weights, training_sigmas
-from flexi_core.demo.sampling import SAMPLERS, SCHEDULERS, make_noise, sample
 from flexi_core.demo.scenes import ATTRIBUTES, Caption, captions_of, random_attributes, render
-from flexi_core.demo.unet import UNet
-from flexi_core.run import FULL_DEPTH
+from flexi_core.run.run import FULL_DEPTH
+from flexi_core.runtime.sampling import SAMPLERS, SCHEDULERS, make_noise, sample
+from flexi_core.runtime.unet import UNet
 
 SD_SIGMAS = training_sigmas("linear 0.00085 0.012")
 

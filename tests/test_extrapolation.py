@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flexi_core.extrapolation import PredictionHistory
+from flexi_core.run.null_steps.extrapolation import PredictionHistory
 
 ALL = (1.0, 1.0, 1.0, 1.0)
 PLACES = [0.0, 1.0, 2.5, 3.0, 7.0, 7.25]

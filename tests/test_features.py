@@ -13,16 +13,16 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from flexi_core import FlexiError, Schedule, save_schedule
-from flexi_core.demo.unet import UNet
-from flexi_core.demo.unet_config import unet_arguments
 from flexi_core.metrics import frechet_distance, precision, recall
+from flexi_core.runtime.unet import UNet
+from flexi_core.runtime.unet_config import unet_arguments
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import JUDGE_SEEDS, TeacherSettings
 from search_tools.cli import app
-from search_tools.embedded import EmbeddedBackend
-from search_tools.features import InceptionFeatures, Lpips, class_probabilities, load_weights
-from search_tools.judge import Judge
-from search_tools.measures import Measures
-from search_tools.references import folder_images, scenes
-from search_tools.teacher import JUDGE_SEEDS, TeacherSettings
+from search_tools.measures.features import InceptionFeatures, Lpips, class_probabilities, load_weights
+from search_tools.measures.judge import Judge
+from search_tools.measures.measures import Measures
+from search_tools.measures.references import folder_images, scenes
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
+from flexi_core.networks.fingerprint import architecture_fingerprint, weights_fingerprint
 
 
 def both(network: nn.Module) -> tuple[str, str]:

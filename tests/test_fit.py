@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from flexi_core import Schedule
-from flexi_core.demo.sampling import sample_dpmpp_2m, sample_euler, sample_heun
-from flexi_core.fit import BlendFit, TrajectoryRecorder, linear_response
 from flexi_core.metrics import psnr_db
-from flexi_core.plan import make_plan
-from flexi_core.presets import all_full
-from flexi_core.replay import PredictionStore
-from flexi_core.run import Run
-from search_tools.embedded import EmbeddedBackend
-from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
+from flexi_core.run.plan import make_plan
+from flexi_core.run.replay import PredictionStore
+from flexi_core.run.run import Run
+from flexi_core.runtime.sampling import sample_dpmpp_2m, sample_euler, sample_heun
+from flexi_core.schedule.presets import all_full
+from flexi_core.tune.fit import BlendFit, TrajectoryRecorder, linear_response
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings
 
 TEXT = "FXX|FXXX|FXXX|F"
 SIGMAS = torch.tensor([14.6, 9.0, 6.1, 4.2, 3.0, 2.1, 1.5, 1.1, 0.8, 0.5, 0.25, 0.1, 0.0])

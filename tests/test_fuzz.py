@@ -19,14 +19,14 @@ from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from flexi_core import FlexiError, Schedule  # noqa: E402
-from flexi_core.demo.unet_config import unet_arguments  # noqa: E402
 from flexi_core.json_text import parse_json  # noqa: E402
-from flexi_core.schedule_file import from_dict, made_for, to_dict  # noqa: E402
+from flexi_core.runtime.unet_config import unet_arguments  # noqa: E402
+from flexi_core.schedule.file import from_dict, made_for, to_dict  # noqa: E402
 from flexi_core.words import visible  # noqa: E402
-from search_tools import workflow  # noqa: E402
-from search_tools.saved_workflow import first_of_each, to_api  # noqa: E402
+from search_tools.backends.comfyui import workflow  # noqa: E402
+from search_tools.backends.comfyui.saved_workflow import first_of_each, to_api  # noqa: E402
 from search_tools.settings import SearchSettings  # noqa: E402
-from search_tools.storage import shown  # noqa: E402
+from search_tools.study.storage import shown  # noqa: E402
 
 EACH = int(os.environ.get("FLEXI_FUZZ", "10000"))
 HEAD = {"format": "flexiffusion-schedule", "version": 1, "schedule": "FX|FXX"}

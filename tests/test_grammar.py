@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from flexi_core import FlexiError, Schedule, ScheduleError, Segment, StepKind
-from flexi_core.schedule import SMALLEST_LEVEL
+from flexi_core.schedule.schedule import SMALLEST_LEVEL
 
 
 def test_printing_and_parsing_round_trips(random_schedules):

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flexi_core import graphs
-from flexi_core.transformer_steps import ModelCall, TransformerSteps
-from flexi_core.unet_steps import full_pass
+from flexi_core.networks import graphs
+from flexi_core.networks.transformer import ModelCall, TransformerSteps
+from flexi_core.networks.unet import full_pass
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from flexi_core import Schedule
-from flexi_core.cost import NetworkCost, predicted_speedup
 from flexi_core.demo.model import DemoModel
-from flexi_core.demo.sampling import make_noise, sample, sample_euler, sigmas_normal
 from flexi_core.demo.scenes import parse_caption
-from flexi_core.plan import make_plan
-from flexi_core.run import Run
+from flexi_core.run.cost import NetworkCost, predicted_speedup
+from flexi_core.run.plan import make_plan
+from flexi_core.run.run import Run
+from flexi_core.runtime.sampling import make_noise, sample, sample_euler, sigmas_normal
 
 CAPTIONS = [parse_caption("a large red circle at the center on a navy background")] * 2
 STEPS = 6

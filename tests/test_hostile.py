@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from flexi_core import FlexiError
 from flexi_core.files import file_stem
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import TeacherSettings
 from search_tools.cli import app
-from search_tools.embedded import EmbeddedBackend
-from search_tools.reopen import OwnHost, reopen
 from search_tools.settings import SearchSettings
-from search_tools.study import open_study
-from search_tools.teacher import TeacherSettings
+from search_tools.study.reopen import OwnHost, reopen
+from search_tools.study.study import open_study
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_no_study_says_which_comfyui_is_run(command, settings, foreign_comfyui, 
 def test_what_opens_a_study_again_is_taken_from_it_by_name(settings, monkeypatch, tmp_path):
     opened = []
     monkeypatch.setattr(
-        "search_tools.reopen.open_backend", lambda spec, teacher: opened.append(spec) or EmbeddedBackend(teacher)
+        "search_tools.study.reopen.open_backend", lambda spec, teacher: opened.append(spec) or EmbeddedBackend(teacher)
     )
     stored = {"kind": "comfyui", "comfyui": "/theirs", "base_directory": "/theirs", "store_folder": "/theirs", "graph": {}}
     reopen(replace(settings, backend=stored), OwnHost(tmp_path))

@@ -49,15 +49,15 @@ def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
 
 def test_the_reader_sees_relative_absolute_and_hidden_imports():
     path = ROOT / "flexi_core" / "demo" / "model.py"
-    assert {"flexi_core.errors.FlexiError", "flexi_core.demo.unet", "torch", "json"} <= set(imports(path))
-    assert "flexi_core.grammar" in set(imports(ROOT / "flexi_core" / "schedule.py"))  # inside a function
+    assert {"flexi_core.errors.FlexiError", "flexi_core.runtime.unet", "torch", "json"} <= set(imports(path))
+    assert "flexi_core.schedule.grammar" in set(imports(ROOT / "flexi_core" / "schedule" / "schedule.py"))  # inside a function
 
 
 def test_only_the_adapters_import_comfy():
     found = importers("comfy", "flexi_core", "nodes", "search_tools")
-    assert "flexi_core/host.py" in found
-    back_end = {f"search_tools/comfyui_{part}.py" for part in ("host", "node", "features")}
-    assert found <= {"flexi_core/host.py", "flexi_core/host_runs.py", *back_end}
+    assert "flexi_core/host/__init__.py" in found
+    back_end = {f"search_tools/backends/comfyui/{part}.py" for part in ("host", "node", "features")}
+    assert found <= {"flexi_core/host/__init__.py", "flexi_core/host/runs.py", *back_end}
 
 
 def test_the_core_imports_no_other_part_and_no_host_module():
@@ -76,7 +76,11 @@ def test_only_the_adapter_is_imported_for_the_host():
         for path in modules("flexi_core", "search_tools")
         if any(module.startswith("flexi_core.host") for module in imports(path))
     }
-    assert found <= {"flexi_core/host_runs.py", "search_tools/comfyui.py", "search_tools/comfyui_node.py"}
+    assert found <= {
+        "flexi_core/host/runs.py",
+        "search_tools/backends/comfyui/backend.py",
+        "search_tools/backends/comfyui/node.py",
+    }
 
 
 def test_nodes_reach_the_core_by_relative_imports_only():

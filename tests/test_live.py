@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from flexi_core import Schedule
-from flexi_core.live import LiveRun
-from flexi_core.plan import make_plan
-from flexi_core.report import RunReport
-from flexi_core.run import FULL_DEPTH, Run
+from flexi_core.run.live import LiveRun
+from flexi_core.run.plan import make_plan
+from flexi_core.run.report import RunReport
+from flexi_core.run.run import FULL_DEPTH, Run
 
 LEVELS = [float(level) for level in range(6, 0, -1)] + [0.0]
 

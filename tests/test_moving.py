@@ -10,20 +10,20 @@ import pytest
 import torch
 
 from flexi_core import Schedule
-from flexi_core.demo.sampling import SAMPLERS, make_noise, sample, sample_dpmpp_2m, sample_euler
-from flexi_core.fit import linear_response, response_at
-from flexi_core.plan import make_plan
-from flexi_core.report import RunReport
-from flexi_core.run import Run
+from flexi_core.run.plan import make_plan
+from flexi_core.run.report import RunReport
+from flexi_core.run.run import Run
+from flexi_core.runtime.sampling import SAMPLERS, make_noise, sample, sample_dpmpp_2m, sample_euler
+from flexi_core.tune.fit import linear_response, response_at
 from flexi_core.tune.levels import at_levels
-from search_tools.candidate import best_trial
-from search_tools.embedded import EmbeddedBackend
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import TeacherSettings
 from search_tools.fitness import Evaluation, Fitness
-from search_tools.front import found_in, with_search_results
-from search_tools.moving import best_moved, move_levels
 from search_tools.settings import SearchSettings
-from search_tools.study import best_of, open_study, run_search, settings_of
-from search_tools.teacher import TeacherSettings
+from search_tools.strategies.moving import best_moved, move_levels
+from search_tools.study.candidate import best_trial
+from search_tools.study.front import found_in, with_search_results
+from search_tools.study.study import best_of, open_study, run_search, settings_of
 
 GRID = (14.0, 9.0, 5.0, 2.0, 1.0, 0.25, 0.0)
 MOVED = (14.0, 7.5, 5.0, 2.5, 1.0, 0.5, 0.0)

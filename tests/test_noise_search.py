@@ -14,22 +14,22 @@ from optuna.distributions import CategoricalDistribution
 from typer.testing import CliRunner
 
 from flexi_core import FlexiError, Schedule, load_schedule
-from flexi_core.basis import DENOISED, DERIVATIVE
-from flexi_core.cost import NetworkCost
-from flexi_core.demo.sampling import SAMPLERS, solver_of, traits_of
-from flexi_core.fit import BlendFit, TrajectoryRecorder, linear_response
 from flexi_core.metrics import psnr_db
-from flexi_core.plan import make_plan
-from flexi_core.presets import all_full
-from flexi_core.run import Run
-from flexi_core.sampler import PLAIN, SamplerTraits
+from flexi_core.run.cost import NetworkCost
+from flexi_core.run.null_steps.basis import DENOISED, DERIVATIVE
+from flexi_core.run.plan import make_plan
+from flexi_core.run.run import Run
+from flexi_core.run.sampler import PLAIN, SamplerTraits
+from flexi_core.runtime.sampling import SAMPLERS, solver_of, traits_of
+from flexi_core.schedule.presets import all_full
+from flexi_core.tune.fit import BlendFit, TrajectoryRecorder, linear_response
 from flexi_core.tune.levels import at_levels, full_levels, with_level
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import SEARCH_SEEDS, TeacherSettings
 from search_tools.cli import app
-from search_tools.embedded import EmbeddedBackend
-from search_tools.sampler_space import left_out, space_under
 from search_tools.settings import SearchSettings
-from search_tools.space import FAMILIES, Space
-from search_tools.teacher import SEARCH_SEEDS, TeacherSettings
+from search_tools.space.sampler_space import left_out, space_under
+from search_tools.space.space import FAMILIES, Space
 
 FITTED = ("euler_ancestral", "lcm", "er_sde", "res_multistep_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde")
 PER_CALL = SamplerTraits(draws_noise=True)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from flexi_core import Schedule, ScheduleError, StepKind
-from flexi_core.plan import make_plan, same_grid
-from flexi_core.sampler import SamplerTraits
+from flexi_core.run.plan import make_plan, same_grid
+from flexi_core.run.sampler import SamplerTraits
 
 
 def grid(steps: int, high: float = 14.6, low: float = 0.03) -> list[float]:

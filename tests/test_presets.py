@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from flexi_core import Schedule, ScheduleError, StepKind
-from flexi_core.cost import predicted_speedup
-from flexi_core.demo.sampling import SCHEDULERS, make_noise, sample, sigmas_of, traits_of
-from flexi_core.demo.solvers import SAMPLERS
-from flexi_core.plan import make_plan
-from flexi_core.presets import (
+from flexi_core.run.cost import predicted_speedup
+from flexi_core.run.plan import make_plan
+from flexi_core.run.sampler import PLAIN, SamplerTraits
+from flexi_core.runtime.sampling import SCHEDULERS, make_noise, sample, sigmas_of, traits_of
+from flexi_core.runtime.solvers import SAMPLERS
+from flexi_core.schedule.file import from_dict, made_for
+from flexi_core.schedule.presets import (
     DEMO_FAMILY,
     FAMILY,
     FEWEST_STEPS,
@@ -33,11 +35,9 @@ from flexi_core.presets import (
     setting,
     uniform,
 )
-from flexi_core.sampler import PLAIN, SamplerTraits
-from flexi_core.schedule import BASES
-from flexi_core.schedule_file import from_dict, made_for
-from search_tools.embedded import EmbeddedBackend
-from search_tools.teacher import TeacherSettings
+from flexi_core.schedule.schedule import BASES
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import TeacherSettings
 
 STEPS = [*range(1, 61), 100, 999, 1000, 10_000]
 SPEEDUPS = [name for name in PRESETS if name.endswith("x")]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import flexi_core
-from flexi_core.presets import preset
-from search_tools.embedded import EmbeddedBackend
-from search_tools.teacher import TeacherSettings
+from flexi_core.schedule.presets import preset
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import TeacherSettings
 
 ROOT = Path(__file__).parents[1]
 SHIPPED_WITH_THE_HOST = {"safetensors", "numpy", "scipy", "einops", "pillow"}

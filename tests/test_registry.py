@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 MOST_BYTES = 11_000_000
 NEEDED = {
     "__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "README.md", "CHANGELOG.md", "nodes/__init__.py",
-    "flexi_core/presets.json", "flexi_core/demo/weights/unet.safetensors", "search_tools/cli.py",
-    "search_tools/templates/report.html.j2",
+    "flexi_core/schedule/data/presets.json", "flexi_core/demo/weights/unet.safetensors", "search_tools/cli.py",
+    "search_tools/report/templates/report.html.j2",
     "example_workflows/flexiffusion_demo.json", "example_workflows/flexiffusion_demo.jpg",
     "locales/en/nodeDefs.json", "web/flexiffusion.js", "web/docs/FlexiApply.md", "docs/guide/search.md",
 }  # fmt: skip

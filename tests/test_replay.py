@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from flexi_core import Schedule
-from flexi_core.demo.sampling import make_noise, sample, sigmas_normal
 from flexi_core.demo.scenes import Caption
-from flexi_core.plan import make_plan
-from flexi_core.replay import PredictionStore, Replay, ReplayMiss, digest
-from flexi_core.run import Run
+from flexi_core.run.plan import make_plan
+from flexi_core.run.replay import PredictionStore, Replay, ReplayMiss, digest
+from flexi_core.run.run import Run
+from flexi_core.runtime.sampling import make_noise, sample, sigmas_normal
 
 SCHEDULES = (
     "8*(F)",

@@ -16,15 +16,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flexi_core import FlexiError, Schedule, load_schedule
-from flexi_core.schedule_file import from_dict
+from flexi_core.schedule.file import from_dict
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import TeacherSettings
 from search_tools.cli import app
-from search_tools.embedded import EmbeddedBackend
-from search_tools.front import as_fast, best_at, best_so_far, evaluated, found_in, front, ranked
-from search_tools.html_report import file_name_of, write_report
-from search_tools.pictures import png_uri, visible
+from search_tools.report.page import file_name_of, write_report
+from search_tools.report.pictures import png_uri, visible
 from search_tools.settings import SearchSettings
-from search_tools.study import open_study
-from search_tools.teacher import TeacherSettings
+from search_tools.study.front import as_fast, best_at, best_so_far, evaluated, found_in, front, ranked
+from search_tools.study.study import open_study
 
 ODD_NAME = """</script><script>alert(1)</script> <img src="https://x.invalid/a.png"> & 'so' on"""
 # Schedule, full steps' worth, paired error (None: a screen ended it), rFID. Of 6 steps.

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from flexi_core import Schedule
-from flexi_core.demo.sampling import sample_dpmpp_2m, sample_euler, sample_heun
-from flexi_core.plan import make_plan
-from flexi_core.presets import all_full, segments_for_speedup, uniform
-from flexi_core.run import Run
-from flexi_core.sampler import SamplerTraits
-from flexi_core.schedule import StepKind
+from flexi_core.run.plan import make_plan
+from flexi_core.run.run import Run
+from flexi_core.run.sampler import SamplerTraits
+from flexi_core.runtime.sampling import sample_dpmpp_2m, sample_euler, sample_heun
+from flexi_core.schedule.presets import all_full, segments_for_speedup, uniform
+from flexi_core.schedule.schedule import StepKind
 
 SAMPLERS = [sample_euler, sample_heun, sample_dpmpp_2m]
 

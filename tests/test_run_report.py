@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from flexi_core import Schedule
-from flexi_core.plan import make_plan
-from flexi_core.report import RunReport
-from flexi_core.run import FULL_DEPTH, Run
-from flexi_core.timeline import WIDTH, draw_timeline
+from flexi_core.run.plan import make_plan
+from flexi_core.run.report import RunReport
+from flexi_core.run.run import FULL_DEPTH, Run
+from flexi_core.run.timeline import WIDTH, draw_timeline
 
 WORDS = ["10 of 20 steps are computed, 2x fewer.", "Hardly a difference can be seen: 42 dB to the picture of all steps."]
 LEVELS = [20.0 - i for i in range(21)]

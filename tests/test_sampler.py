@@ -7,9 +7,9 @@ import itertools
 import pytest
 import torch
 
-from flexi_core.demo.sampling import SCHEDULERS, sigmas_of, solver_of, traits_of
-from flexi_core.demo.solvers import SAMPLERS
-from flexi_core.sampler import PLAIN, SamplerTraits, probe
+from flexi_core.run.sampler import PLAIN, SamplerTraits, probe
+from flexi_core.runtime.sampling import SCHEDULERS, sigmas_of, solver_of, traits_of
+from flexi_core.runtime.solvers import SAMPLERS
 
 # draws noise, of the interval, questions a step, memory, and whether each step begins anew
 TOLD = {

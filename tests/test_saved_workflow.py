@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from flexi_core.errors import FlexiError
-from search_tools import workflow
-from search_tools.saved_workflow import first_of_each, is_saved, to_api
+from search_tools.backends.comfyui import workflow
+from search_tools.backends.comfyui.saved_workflow import first_of_each, is_saved, to_api
 
 FOLDER = Path(__file__).parent / "workflows"
 CASES = sorted(path.name.removesuffix(".ui.json") for path in FOLDER.glob("*.ui.json"))

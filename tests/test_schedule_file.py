@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flexi_core import FlexiError, Schedule, load_schedule, save_schedule
-from flexi_core.schedule_file import MAX_BYTES, from_dict, made_for, teacher_from, to_dict
+from flexi_core.schedule.file import MAX_BYTES, from_dict, made_for, teacher_from, to_dict
 
 FILE = {
     "format": "flexiffusion-schedule",
@@ -210,7 +210,7 @@ def test_a_file_of_100_mb_is_refused_without_being_read(tmp_path, monkeypatch):
     path = tmp_path / "huge.json"
     with path.open("wb") as file:
         file.truncate(100 * 1024 * 1024)
-    monkeypatch.setattr("flexi_core.schedule_file.parse_json", lambda *_, **__: pytest.fail("the file was read"))
+    monkeypatch.setattr("flexi_core.schedule.file.parse_json", lambda *_, **__: pytest.fail("the file was read"))
     with pytest.raises(FlexiError, match=r"huge.json: cannot be read \(100.0 MiB; at most 4 MiB are read\)"):
         load_schedule(path)
 

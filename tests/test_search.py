@@ -11,20 +11,20 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from flexi_core import FlexiError, Schedule
-from flexi_core.cost import NetworkCost
 from flexi_core.demo.model import DemoModel
-from flexi_core.demo.sampling import sigmas_karras
-from flexi_core.presets import deepcache
+from flexi_core.run.cost import NetworkCost
+from flexi_core.runtime.sampling import sigmas_karras
+from flexi_core.schedule.presets import deepcache
 from flexi_core.tune.levels import at_levels, full_levels, karras_levels, with_level
-from search_tools.embedded import EmbeddedBackend
-from search_tools.evolution import PAIRED_MARGIN, EvolutionSampler, near_best
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings, TeacherStore
 from search_tools.fitness import Fitness, stages_to
-from search_tools.judge import Judge, baselines
+from search_tools.measures.judge import Judge, baselines
 from search_tools.settings import SearchSettings
-from search_tools.space import FAMILIES, Space
-from search_tools.strategies import ask_schedule
-from search_tools.study import best_of, open_study, run_search
-from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings, TeacherStore
+from search_tools.space.space import FAMILIES, Space
+from search_tools.strategies.evolution import PAIRED_MARGIN, EvolutionSampler, near_best
+from search_tools.strategies.strategies import ask_schedule
+from search_tools.study.study import best_of, open_study, run_search
 
 # Partial steps of depth 1, 2, 3 cost 8, 22 and 38 % of a full one.
 COST = NetworkCost(1000.0, {("input", 0): 80.0, ("input", 1): 140.0, ("input", 2): 160.0, ("input", 3): 620.0,

@@ -9,14 +9,14 @@ import optuna
 import pytest
 
 from flexi_core import FlexiError, Schedule
-from flexi_core.cost import NetworkCost
 from flexi_core.metrics import latent_mse
+from flexi_core.run.cost import NetworkCost
 from flexi_core.tune import nearest
-from search_tools.embedded import EmbeddedBackend
-from search_tools.guesses import TunedFront, with_guesses
-from search_tools.sensitivity import EXPONENTS, Sensitivities, Stretch, _Paths, measure_sensitivities
-from search_tools.space import Space
-from search_tools.teacher import TeacherSettings
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import TeacherSettings
+from search_tools.space.space import Space
+from search_tools.strategies.guesses import TunedFront, with_guesses
+from search_tools.strategies.sensitivity import EXPONENTS, Sensitivities, Stretch, _Paths, measure_sensitivities
 
 # Partial steps of depth 1, 2, 3 cost 8, 22 and 38 % of a full one.
 COST = NetworkCost(1000.0, {("input", 0): 80.0, ("input", 1): 140.0, ("input", 2): 160.0, ("input", 3): 620.0,

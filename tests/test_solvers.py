@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from flexi_core import FlexiError, Schedule
-from flexi_core.demo.sampling import make_noise, sample, sigmas_of
-from flexi_core.demo.solvers import SAMPLERS, STOCHASTIC
-from flexi_core.demo.step_noise import brownian_noise, independent_noise
+from flexi_core.runtime.sampling import make_noise, sample, sigmas_of
+from flexi_core.runtime.solvers import SAMPLERS, STOCHASTIC
+from flexi_core.runtime.step_noise import brownian_noise, independent_noise
 
 DETERMINISTIC = [sampler for sampler in SAMPLERS if sampler not in STOCHASTIC]
 BROWNIAN = [sampler for sampler in SAMPLERS if sampler in ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")]

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flexi_core import FlexiError, Schedule
-from flexi_core.demo.sampling import make_noise, sample, sigmas_normal
-from flexi_core.demo.unet import UNet
-from flexi_core.demo.unet_config import unet_arguments
-from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
-from flexi_core.report import RunReport
+from flexi_core.networks.fingerprint import architecture_fingerprint, weights_fingerprint
+from flexi_core.run.report import RunReport
+from flexi_core.runtime.sampling import make_noise, sample, sigmas_normal
+from flexi_core.runtime.unet import UNet
+from flexi_core.runtime.unet_config import unet_arguments
 from flexi_core.stages.bounds import Stages
 from flexi_core.stages.embedded import EmbeddedParts, StagedModel
 from flexi_core.stages.network import groups_of, load_stages, make_decoder, save_stages

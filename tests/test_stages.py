@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from flexi_core import FlexiError, Schedule
-from flexi_core.cost import count_macs
-from flexi_core.plan import make_plan
-from flexi_core.report import RunReport
-from flexi_core.run import FULL_DEPTH, Run
+from flexi_core.run.cost import count_macs
+from flexi_core.run.plan import make_plan
+from flexi_core.run.report import RunReport
+from flexi_core.run.run import FULL_DEPTH, Run
+from flexi_core.run.timeline import draw_timeline
 from flexi_core.stages.bounds import UNITS, Boundary, Stages, with_boundary
-from flexi_core.timeline import draw_timeline
 
 TWO = ("high noise", "low noise")
 

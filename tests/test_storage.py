@@ -25,15 +25,15 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from flexi_core import FlexiError
-from flexi_core.cost import NetworkCost
-from search_tools import storage as storages
+from flexi_core.run.cost import NetworkCost
+from search_tools.backends.teacher import TeacherSettings, TeacherStore
 from search_tools.cli import app
-from search_tools.evolution import EvolutionSampler
-from search_tools.heartbeat import Heartbeat
-from search_tools.space import Space
-from search_tools.storage import open_storage, shown
-from search_tools.strategies import ask_schedule
-from search_tools.teacher import TeacherSettings, TeacherStore
+from search_tools.space.space import Space
+from search_tools.strategies.evolution import EvolutionSampler
+from search_tools.strategies.strategies import ask_schedule
+from search_tools.study import storage as storages
+from search_tools.study.heartbeat import Heartbeat
+from search_tools.study.storage import open_storage, shown
 
 CANDIDATES = 8
 SEARCH = ["search", "--steps", "5", "--speedup", "2", "--samples", "16", "--study", "s"]

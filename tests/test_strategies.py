@@ -8,10 +8,10 @@ import optuna
 import pytest
 
 from flexi_core import FlexiError, Schedule
-from flexi_core.cost import NetworkCost
+from flexi_core.run.cost import NetworkCost
 from search_tools.settings import SearchSettings
-from search_tools.space import Space
-from search_tools.strategies import STRATEGIES, ask_schedule, directions, make_sampler
+from search_tools.space.space import Space
+from search_tools.strategies.strategies import STRATEGIES, ask_schedule, directions, make_sampler
 
 COST = NetworkCost(1000.0, {("input", 0): 80.0, ("input", 1): 140.0, ("input", 2): 160.0, ("input", 3): 620.0,
                             **{("output", i): 0.0 for i in range(4)}})  # fmt: skip

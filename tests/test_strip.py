@@ -3,8 +3,8 @@
 import pytest
 
 from flexi_core import Schedule, ScheduleError
-from flexi_core.presets import PRESETS, Preset
-from flexi_core.strip import MOST_SHOWN, cycled, in_words, strip_of
+from flexi_core.schedule.presets import PRESETS, Preset
+from flexi_core.schedule.strip import MOST_SHOWN, cycled, in_words, strip_of
 
 
 @pytest.mark.parametrize(

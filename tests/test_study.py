@@ -25,19 +25,19 @@ from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from flexi_core import FlexiError, Schedule, __version__
-from search_tools import study as studies
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import JUDGE_SEEDS, TeacherSettings
 from search_tools.cli import app
 from search_tools.deadline import Deadline
-from search_tools.embedded import EmbeddedBackend
 from search_tools.fitness import Evaluation
-from search_tools.heartbeat import Heartbeat
-from search_tools.judge import Row
-from search_tools.lock import server_lock, study_lock
+from search_tools.measures.judge import Row
 from search_tools.settings import SearchSettings
-from search_tools.space import Space
-from search_tools.storage import open_storage
-from search_tools.study import candidates_of, open_study, run_search, spent_seconds, with_results
-from search_tools.teacher import JUDGE_SEEDS, TeacherSettings
+from search_tools.space.space import Space
+from search_tools.study import study as studies
+from search_tools.study.heartbeat import Heartbeat
+from search_tools.study.lock import server_lock, study_lock
+from search_tools.study.storage import open_storage
+from search_tools.study.study import candidates_of, open_study, run_search, spent_seconds, with_results
 
 CANDIDATES = 13
 SEARCH = ["search", "--steps", "5", "--speedup", "2", "--samples", "16", "--study", "s", "--evaluations", str(CANDIDATES)]
@@ -140,7 +140,7 @@ def test_ten_kills_lose_no_finished_candidate_and_leave_the_search_as_if_there_h
 
 def test_a_second_search_of_an_sqlite_study_is_refused_at_once_until_the_first_is_dead(tmp_path):
     url = f"sqlite:///{tmp_path}/studies.db"
-    code = "import sys, time; from search_tools.lock import study_lock\n"
+    code = "import sys, time; from search_tools.study.lock import study_lock\n"
     code += f"with study_lock({url!r}, 's'): print('held', flush=True); time.sleep(600)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:

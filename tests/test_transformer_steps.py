@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from flexi_core.transformer_steps import ModelCall, TransformerSteps
+from flexi_core.networks.transformer import ModelCall, TransformerSteps
 
 BLOCKS = 4
 DEPTH = 2

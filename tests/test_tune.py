@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from flexi_core import FlexiError, Schedule
-from flexi_core.basis import rule_of
-from flexi_core.demo.sampling import solver_of, traits_of
-from flexi_core.extrapolation import PredictionHistory
-from flexi_core.fit import linear_response
 from flexi_core.metrics import data_range, psnr_db
-from flexi_core.plan import make_plan
-from flexi_core.presets import all_full, even
-from flexi_core.run import Run
+from flexi_core.run.null_steps.basis import rule_of
+from flexi_core.run.null_steps.extrapolation import PredictionHistory
+from flexi_core.run.plan import make_plan
+from flexi_core.run.run import Run
+from flexi_core.runtime.sampling import solver_of, traits_of
+from flexi_core.schedule.presets import all_full, even
 from flexi_core.tune import (
     Answer,
     AnswerMeter,
@@ -31,6 +30,7 @@ from flexi_core.tune import (
 )
 from flexi_core.tune.answer import DEVIATION
 from flexi_core.tune.ascent import PlaceAscent
+from flexi_core.tune.fit import linear_response
 from flexi_core.tune.simulation import term_weights
 
 STEPS, ROWS, SHAPE = 16, 3, (4, 6, 6)

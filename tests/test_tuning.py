@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from flexi_core import FlexiError, load_schedule
 from flexi_core.tune import Tuner, cheapest, nearest
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import SEARCH_SEEDS, TeacherSettings
 from search_tools.cli import app
-from search_tools.embedded import EmbeddedBackend
-from search_tools.teacher import SEARCH_SEEDS, TeacherSettings
 
 STEPS = 12
 

@@ -13,16 +13,16 @@ from typer.testing import CliRunner
 
 from flexi_core import FlexiError, Schedule, load_schedule
 from flexi_core.demo.model import training_sigmas
-from flexi_core.demo.sampling import SCHEDULERS, make_noise, sample
-from flexi_core.demo.unet import UNet
-from flexi_core.demo.unet_config import unet_arguments
-from flexi_core.demo.unet_file import FileModel, parse_size
-from flexi_core.run import FULL_DEPTH
-from search_tools.backend import open_backend
+from flexi_core.run.run import FULL_DEPTH
+from flexi_core.runtime.file_model import FileModel, parse_size
+from flexi_core.runtime.sampling import SCHEDULERS, make_noise, sample
+from flexi_core.runtime.unet import UNet
+from flexi_core.runtime.unet_config import unet_arguments
+from search_tools.backends.protocol import open_backend
+from search_tools.backends.teacher import TeacherSettings
+from search_tools.backends.unet_file import UNetFileBackend
 from search_tools.cli import app
 from search_tools.commands.options import open_backend_of, open_chosen_backend
-from search_tools.teacher import TeacherSettings
-from search_tools.unet_file import UNetFileBackend
 
 CONFIG = {
     "image_size": 16,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flexi_core.unet_steps import NetworkCall, block_count, full_pass, partial_pass
+from flexi_core.networks.unet import NetworkCall, block_count, full_pass, partial_pass
 
 DEPTHS = [1, 2, 3]
 

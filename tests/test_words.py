@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from flexi_core import FlexiError, Schedule, ScheduleError, load_schedule
-from flexi_core.plan import make_plan
-from flexi_core.report import RunReport
-from flexi_core.run import Run
-from flexi_core.schedule_file import made_for
-from flexi_core.timeline import WIDTH, draw_message, draw_timeline
+from flexi_core.run.plan import make_plan
+from flexi_core.run.report import RunReport
+from flexi_core.run.run import Run
+from flexi_core.run.timeline import WIDTH, draw_message, draw_timeline
+from flexi_core.schedule.file import made_for
 from flexi_core.words import shortened, visible
 
 TALLEST = 6_000  # pixels

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import FlexiError
+from ..runtime.unet import UNet
 from ..stages.bounds import Stages
 from .captions import embed_captions
 from .scenes import IMAGE_SIZE, Caption
-from .unet import UNet
 
 WEIGHTS = Path(__file__).parent / "weights" / "unet.safetensors"
 DEFAULT_CFG = 3.0

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..presets import all_full
+from ..runtime.sampling import make_noise, sample, sigmas_normal
+from ..runtime.unet import UNet
+from ..schedule.presets import all_full
 from ..tensor_files import save_tensors
 from .captions import TABLE_ROWS, token_rows
 from .classifier import SceneClassifier, load_classifier
 from .model import DEFAULT_CFG, TOKEN_TABLE, DemoModel, training_sigmas
-from .sampling import make_noise, sample, sigmas_normal
 from .scenes import ATTRIBUTES, FREE, captions_of, random_attributes, render
 from .trainer import BATCH, Progress, fit
-from .unet import UNet
 
 # 64 channels at the least: the layout normalises in 32 groups, and a group of one channel is blind to the picture's mean.
 UNET_CONFIG = {

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ..demo.model import SmallModel
-from ..demo.unet import ResBlock, SpatialTransformer, TimestepEmbedSequential, Upsample
-from ..fingerprint import architecture_fingerprint, weights_fingerprint
+from ..networks.fingerprint import architecture_fingerprint, weights_fingerprint
+from ..runtime.unet import ResBlock, SpatialTransformer, TimestepEmbedSequential, Upsample
 from .network import load_stages, with_decoder
 
 

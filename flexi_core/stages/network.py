@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ..demo.unet import GROUPS
-from ..demo.unet_config import unet_arguments
 from ..errors import FlexiError
 from ..json_text import parse_json
+from ..runtime.unet import GROUPS
+from ..runtime.unet_config import unet_arguments
 from ..tensor_files import save_tensors
 from .bounds import Stages
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..basis import Rule
-from ..extrapolation import PredictionHistory
+from ..run.null_steps.basis import Rule
+from ..run.null_steps.extrapolation import PredictionHistory
 
 DEVIATION = 0.5
 REST = 0.33

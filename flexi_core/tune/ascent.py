@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..errors import ScheduleError
-from ..schedule import Schedule
+from ..schedule.schedule import Schedule
 from .levels import shortest, with_level
 
 FIRST_STRIDE, LEAST_STRIDE = 0.25, 0.03  # of the way to the next full step

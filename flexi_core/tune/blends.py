@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import torch
 
-from ..basis import rule_of
-from ..extrapolation import Observer
-from ..fit import RIDGE, RIDGE_UNDER_NOISE, BlendFit, Trajectory, TrajectoryRecorder, linear_response, response_at
-from ..plan import Plan
-from ..presets import all_full
-from ..replay import PredictionStore
-from ..sampler import PLAIN, SamplerTraits, Solver
-from ..schedule import Schedule
+from ..run.null_steps.basis import rule_of
+from ..run.null_steps.extrapolation import Observer
+from ..run.plan import Plan
+from ..run.replay import PredictionStore
+from ..run.sampler import PLAIN, SamplerTraits, Solver
+from ..schedule.presets import all_full
+from ..schedule.schedule import Schedule
+from .fit import RIDGE, RIDGE_UNDER_NOISE, BlendFit, Trajectory, TrajectoryRecorder, linear_response, response_at
 
 Observe = Callable[[Plan, Solver], "Observer | None"]
 # (schedule, batch, observe, predictions) -> MACs spent: samples one batch under a schedule, followed by an observer

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from ..basis import Rule, rule_of
-from ..extrapolation import Observer
-from ..fit import linear_response
-from ..presets import all_full, even, full_steps
-from ..sampler import SamplerTraits, Solver
-from ..schedule import Schedule
+from ..run.null_steps.basis import Rule, rule_of
+from ..run.null_steps.extrapolation import Observer
+from ..run.sampler import SamplerTraits, Solver
+from ..schedule.presets import all_full, even, full_steps
+from ..schedule.schedule import Schedule
 from .answer import Answer
+from .fit import linear_response
 from .placement import SPREAD_DB, Planned, plan_front
 from .shelf import Shelf
 from .trajectories import GramRecorder

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ..schedule import Schedule, Segment, StepKind
+from ..schedule.schedule import Schedule, Segment, StepKind
 
 
 def karras_levels(sigmas: Sequence[float], count: int, rho: float) -> list[float]:

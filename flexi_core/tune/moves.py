@@ -14,13 +14,13 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ..basis import Rule
-from ..extrapolation import lagrange
-from ..fit import linear_response, response_at
-from ..sampler import Solver
-from ..schedule import Schedule
+from ..run.null_steps.basis import Rule
+from ..run.null_steps.extrapolation import lagrange
+from ..run.sampler import Solver
+from ..schedule.schedule import Schedule
 from .answer import Answer
 from .ascent import LevelAscent
+from .fit import linear_response, response_at
 from .levels import at_levels, shortest
 from .placement import Planned, psnr_of, schedule_of
 from .simulation import Ground, Simulation, prior_of

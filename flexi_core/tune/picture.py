@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..timeline import EMPTY, FAINT, MARGIN, TEXT, WIDTH, canvas, font, picture
+from ..run.timeline import EMPTY, FAINT, MARGIN, TEXT, WIDTH, canvas, font, picture
 
 HEIGHT = 420  # pixels
 _LINE, _CHOSEN, _PLAIN = "#3d7ff0", "#f0a63c", "#9aa2b1"

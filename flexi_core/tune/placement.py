@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..basis import Rule
 from ..errors import FlexiError
-from ..schedule import Schedule, Segment, StepKind
+from ..run.null_steps.basis import Rule
+from ..schedule.schedule import Schedule, Segment, StepKind
 from .answer import Answer
 from .simulation import TERMS, Arrival, Ground, Simulation, States
 from .trajectories import Recording

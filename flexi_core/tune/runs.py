@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import torch
 
-from ..fit import Trajectory
-from ..replay import PredictionStore
-from ..sampler import SamplerTraits, Solver
-from ..schedule import Schedule
+from ..run.replay import PredictionStore
+from ..run.sampler import SamplerTraits, Solver
+from ..schedule.schedule import Schedule
 from .blends import Observe
+from .fit import Trajectory
 
 SampleProgress = Callable[[int, int], None]  # the samples' steps done, and those in all
 
@@ -126,7 +126,7 @@ class Runs(Protocol):
             seed, rows: the batch.
             basis: of the trajectory's predictions.
             trajectory: of the teacher.
-            response: of its solver in the basis (`flexi_core.fit.linear_response`).
+            response: of its solver in the basis (`flexi_core.tune.fit.linear_response`).
         """
         ...
 

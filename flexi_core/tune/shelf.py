@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import FlexiError
 from ..files import read_bounded, write_text
-from ..fingerprint import identity_digest
-from ..schedule import Schedule
+from ..networks.fingerprint import identity_digest
+from ..schedule.schedule import Schedule
 from .placement import Planned
 from .trajectories import Recording
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..basis import DENOISED, Rule
-from ..fit import RIDGE
+from ..run.null_steps.basis import DENOISED, Rule
 from .answer import Answer
+from .fit import RIDGE
 
 TERMS = 3  # of a blend: held, linear, quadratic
 FORGETS = 0.5  # of the direction that answers stray into, for each unit of log sigma

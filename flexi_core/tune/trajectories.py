@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..errors import FlexiError
-from ..extrapolation import PredictionHistory
 from ..files import replace_file
 from ..metrics import data_range
+from ..run.null_steps.extrapolation import PredictionHistory
 
 FORMAT = "flexiffusion-recording-1"
 MAX_BYTES = 64 * 2**20  # of a recording's file: 200 samples of 200 steps

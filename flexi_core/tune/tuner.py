@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 import scipy.special
 import torch
 
-from ..basis import Rule, rule_of
 from ..errors import FlexiError
-from ..extrapolation import PredictionHistory
-from ..fit import Trajectory, linear_response
 from ..metrics import data_range, psnr_db
-from ..presets import all_full, even, full_steps
-from ..schedule import Schedule
+from ..run.null_steps.basis import Rule, rule_of
+from ..run.null_steps.extrapolation import PredictionHistory
+from ..schedule.presets import all_full, even, full_steps
+from ..schedule.schedule import Schedule
 from .answer import Answer, AnswerMeter
 from .ascent import LevelAscent, PlaceAscent
+from .fit import Trajectory, linear_response
 from .moves import LevelMoves
 from .placement import SPREAD_DB, Planned, plan_front
 from .runs import Runs

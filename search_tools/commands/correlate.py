@@ -12,7 +12,7 @@ import typer
 from flexi_core import FlexiError
 
 from .. import console
-from ..teacher import TeacherSettings
+from ..backends.teacher import TeacherSettings
 from .options import Json, Sampler, Scheduler
 
 
@@ -34,12 +34,12 @@ def correlate(
 
     Hours at the defaults. Start with fewer --fid-samples: with more of them, or other --counts, only what is new is measured.
     """
-    from ..correlate import CorrelateSettings
-    from ..correlate import correlate as compare
-    from ..correlation_files import interval, save_correlation, share
-    from ..embedded import EmbeddedBackend
-    from ..references import features_of
-    from ..references import scenes as fresh_scenes
+    from ..backends.embedded import EmbeddedBackend
+    from ..correlate.correlate import CorrelateSettings
+    from ..correlate.correlate import correlate as compare
+    from ..correlate.files import interval, save_correlation, share
+    from ..measures.references import features_of
+    from ..measures.references import scenes as fresh_scenes
 
     wanted = CorrelateSettings(tuple(_numbers(speedups, float)), each, tuple(_numbers(counts, int)), fid_samples, seed)
     console.make_folder(folder)

@@ -10,7 +10,7 @@ import typer
 from flexi_core import FlexiError, save_schedule
 
 from .. import console
-from ..teacher import JUDGE_SEEDS, TeacherSettings
+from ..backends.teacher import JUDGE_SEEDS, TeacherSettings
 from .options import Json, Samples, Seed
 
 CURVES = (2, 3, 5, 8)  # speed-ups
@@ -28,12 +28,12 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Search a schedule for the embedded model and show what it is worth: a schedule file, pictures and a table."""
+    from ..backends.embedded import EmbeddedBackend
     from ..deadline import Deadline
-    from ..embedded import EmbeddedBackend
-    from ..judge import Judge, baselines, judging_runs
-    from ..pictures import save_image_rows, save_pareto
+    from ..measures.judge import Judge, baselines, judging_runs
+    from ..report.pictures import save_image_rows, save_pareto
     from ..settings import SearchSettings
-    from ..study import with_results
+    from ..study.study import with_results
     from .running import run, say
 
     settings = TeacherSettings(steps=steps)

@@ -10,8 +10,8 @@ import typer
 from flexi_core import FlexiError, load_schedule
 
 from .. import console
-from ..backend import Backend
-from ..teacher import JUDGE_SEEDS
+from ..backends.protocol import Backend
+from ..backends.teacher import JUDGE_SEEDS
 from .options import (
     BaseDirectory,
     Checkpoint,
@@ -67,10 +67,10 @@ def evaluate(
 
     A schedule for a run in ComfyUI needs that run: --comfyui with its --workflow or --checkpoint.
     """
-    from ..features import InceptionFeatures
-    from ..judge import Judge, baselines
-    from ..measures import Measures
-    from ..space import Space
+    from ..measures.features import InceptionFeatures
+    from ..measures.judge import Judge, baselines
+    from ..measures.measures import Measures
+    from ..space.space import Space
 
     schedules = {str(file): load_schedule(file) for file in files}
     teachers = {file: schedule.info.get("teacher", {}) for file, schedule in schedules.items()}

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flexi_core.demo.sampling import SAMPLERS, SCHEDULERS
 from flexi_core.errors import FlexiError
 from flexi_core.files import file_stem
+from flexi_core.runtime.sampling import SAMPLERS, SCHEDULERS
 
-from ..space import FAMILIES
-from ..strategies import STRATEGIES
+from ..space.space import FAMILIES
+from ..strategies.strategies import STRATEGIES
 
 if TYPE_CHECKING:
-    from ..backend import Backend
+    from ..backends.protocol import Backend
 
 Sampler = Enum("Sampler", {name: name for name in SAMPLERS})
 Scheduler = Enum("Scheduler", {name: name for name in SCHEDULERS})
@@ -108,8 +108,8 @@ class HostChoice:
 
     def open(self, sampler: str, scheduler: str, steps: int, cfg: float | None, size: str | None) -> Backend:
         """Return the back end; the sampler and what follows it are those of a checkpoint's run."""
-        from .. import workflow
-        from ..comfyui import ComfyBackend
+        from ..backends.comfyui import workflow
+        from ..backends.comfyui.backend import ComfyBackend
 
         if self.workflow is not None:
             if size is not None:
@@ -157,21 +157,21 @@ def open_chosen_backend(
     """
     from flexi_core.demo.model import DEFAULT_CFG
 
-    from ..teacher import TeacherSettings
+    from ..backends.teacher import TeacherSettings
 
     if host is not None and host.comfyui is not None:
         if unet is not None:
             raise FlexiError("--unet is searched without a host; give either --unet or --comfyui")
         return host.open(sampler, scheduler, steps, cfg, size)
     if unet is None:
-        from ..embedded import EmbeddedBackend
+        from ..backends.embedded import EmbeddedBackend
 
         if size is not None:
             raise FlexiError("--size goes with --unet; the embedded model has one size")
         return EmbeddedBackend(TeacherSettings(sampler, scheduler, steps, DEFAULT_CFG if cfg is None else cfg))
-    from flexi_core.demo.unet_file import FileModel, parse_size
+    from flexi_core.runtime.file_model import FileModel, parse_size
 
-    from ..unet_file import UNetFileBackend
+    from ..backends.unet_file import UNetFileBackend
 
     model = FileModel.load(unet, None if size is None else parse_size(size))
     if cfg is None:

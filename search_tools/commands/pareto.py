@@ -13,10 +13,10 @@ from flexi_core import FlexiError, save_schedule
 from flexi_core.files import file_stem
 
 from .. import console
-from ..backend import Backend
-from ..front import Found, best_at, evaluated, found_in, front, with_search_results
-from ..reopen import OwnHost, reopen
+from ..backends.protocol import Backend
 from ..settings import SearchSettings
+from ..study.front import Found, best_at, evaluated, found_in, front, with_search_results
+from ..study.reopen import OwnHost, reopen
 from .options import BaseDirectory, Json, OwnComfyUI, Storage, StudyName, default_out
 
 
@@ -31,7 +31,7 @@ def pareto(
     as_json: Json = False,
 ) -> None:
     """Show the front of a study; with --speedup, write the schedule at any wanted speed-up without a new search."""
-    from ..study import settings_of
+    from ..study.study import settings_of
     from .reading import read_study
 
     own = OwnHost(comfyui, base_directory)

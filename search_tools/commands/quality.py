@@ -11,11 +11,11 @@ from flexi_core import FlexiError
 from flexi_core.tune import cheapest
 
 from .. import console
-from ..backend import Backend
+from ..backends.protocol import Backend
 from ..deadline import Deadline
-from ..guesses import TunedFront, tuned_front
 from ..settings import SearchSettings
-from ..study import SearchResult
+from ..strategies.guesses import TunedFront, tuned_front
+from ..study.study import SearchResult
 from .running import run
 
 _SHARE = 0.5  # of the time that is left, for one number of full steps

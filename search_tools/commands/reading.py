@@ -8,7 +8,7 @@ import optuna
 
 from flexi_core.errors import FlexiError
 
-from ..storage import open_storage, shown, sqlite_file, storage_errors
+from ..study.storage import open_storage, shown, sqlite_file, storage_errors
 
 _JOURNAL = "journal:"
 _NAMED = 12  # studies that a message lists

@@ -23,8 +23,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one HTML file of a study, finished or not: front, progress, schedules, images; it needs no network."""
-    from ..html_report import file_name_of, write_report
-    from ..reopen import OwnHost
+    from ..report.page import file_name_of, write_report
+    from ..study.reopen import OwnHost
     from .reading import read_study
 
     own = OwnHost(comfyui, base_directory)

@@ -9,22 +9,22 @@ from typing import Any
 from optuna import Study
 from rich.progress import BarColumn, Progress, TextColumn
 
-from flexi_core.replay import PredictionStore
+from flexi_core.run.replay import PredictionStore
 from flexi_core.tune import SampleProgress
 
 from .. import console
-from ..backend import Backend
+from ..backends.protocol import Backend
 from ..deadline import FEWEST, Deadline, TooSlow
-from ..evolution import FINISHED
 from ..fitness import Fitness, stages_to
-from ..guesses import TunedFront, with_guesses
-from ..heartbeat import GRACE, Heartbeat
-from ..lock import study_lock
-from ..sampler_space import left_out
 from ..settings import SearchSettings
-from ..space import Space
-from ..storage import is_shared
-from ..study import SearchResult, SearchState, keep_stages, open_study, run_search, settings_of, spent_seconds
+from ..space.sampler_space import left_out
+from ..space.space import Space
+from ..strategies.evolution import FINISHED
+from ..strategies.guesses import TunedFront, with_guesses
+from ..study.heartbeat import GRACE, Heartbeat
+from ..study.lock import study_lock
+from ..study.storage import is_shared
+from ..study.study import SearchResult, SearchState, keep_stages, open_study, run_search, settings_of, spent_seconds
 
 PREDICTION_BYTES = 2**30
 _TEACHER = 0.4  # of the time that is left for the search its teacher's samples may take; else there are fewer of them

@@ -11,8 +11,8 @@ import typer
 from flexi_core import FlexiError, save_schedule
 
 from .. import console
-from ..strategies import STRATEGIES
-from ..teacher import JUDGE_SEEDS
+from ..backends.teacher import JUDGE_SEEDS
+from ..strategies.strategies import STRATEGIES
 from .options import (
     BaseDirectory,
     Checkpoint,
@@ -107,10 +107,10 @@ def search(
     The run is one of the embedded model, of --unet, or, with --comfyui, of a workflow or a checkpoint of the user's own.
     """
     from ..deadline import Deadline
-    from ..judge import Judge, judging_runs
+    from ..measures.judge import Judge, judging_runs
     from ..settings import SearchSettings
-    from ..space import FAMILIES
-    from ..study import open_study, with_results
+    from ..space.space import FAMILIES
+    from ..study.study import open_study, with_results
     from .quality import run_for_quality
     from .running import GRACE, run, say
 

@@ -21,7 +21,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show what a schedule file says: the steps, the run it was made for, what was measured."""
-    from flexi_core.schedule_file import to_dict
+    from flexi_core.schedule.file import to_dict
 
     schedule = load_schedule(file)
     if as_json:

@@ -65,7 +65,7 @@ def stages(
 ) -> None:
     """Find the noise levels at which one network should give way to another (multi-stage framework, arXiv 2312.09181)."""
     from flexi_core.demo.model import DemoModel
-    from flexi_core.demo.unet_file import FileModel
+    from flexi_core.runtime.file_model import FileModel
     from flexi_core.stages.clustering import cluster, threshold_boundaries
 
     from ..noise_stages import NoiseLevels, by_data, by_network, by_run, data_of
@@ -89,7 +89,7 @@ def stages(
         ):
             rows.append(_row(name, level, noise, scheduler.value, steps))
     if picture is not None:
-        from ..pictures import save_similarity
+        from ..report.pictures import save_similarity
 
         own = [noise.counted(level)[0] for level in found.sigmas]
         save_similarity(picture, similarity, own, clusters.starts, _title(by, source, found))

@@ -25,8 +25,8 @@ def storage_server(
     from optuna.exceptions import ExperimentalWarning
     from optuna.storages import get_storage, run_grpc_proxy_server
 
-    from ..lock import server_lock
-    from ..storage import is_database, open_storage, shown
+    from ..study.lock import server_lock
+    from ..study.storage import is_database, open_storage, shown
 
     if not is_database(storage):
         raise FlexiError(f"a storage server serves a database, not {shown(storage)!r}; give sqlite:///FILE or postgresql://...")

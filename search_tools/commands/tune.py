@@ -10,11 +10,11 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from flexi_core import __version__, save_schedule
-from flexi_core.presets import full_steps
+from flexi_core.schedule.presets import full_steps
 
 from .. import console
-from ..backend import Backend
-from ..teacher import SEARCH_SEEDS
+from ..backends.protocol import Backend
+from ..backends.teacher import SEARCH_SEEDS
 from .options import (
     BaseDirectory,
     Checkpoint,

@@ -31,9 +31,9 @@ def worker(
 ) -> None:
     """Search a study together with other workers, until a budget is spent or Ctrl-C; what is needed comes from the study."""
     from ..deadline import Deadline
-    from ..reopen import OwnHost, reopen
-    from ..storage import FOR_MANY, is_shared
-    from ..study import settings_of
+    from ..study.reopen import OwnHost, reopen
+    from ..study.storage import FOR_MANY, is_shared
+    from ..study.study import settings_of
     from .reading import read_study
     from .running import GRACE, run
 

@@ -30,7 +30,7 @@ from typing import Any
 import pytest
 import torch
 
-from search_tools.saved_workflow import to_api
+from search_tools.backends.comfyui.saved_workflow import to_api
 
 PACK = Path(__file__).resolve().parents[2]
 STANDIN = Path(__file__).parent / "standin"

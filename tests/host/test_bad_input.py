@@ -127,7 +127,7 @@ def test_cache_bytes_are_those_predicted(host, demo_model, apply, depth, record_
 @pytest.mark.matrix("Memory", "after a run, and after one that failed")
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_of_the_cache_is_left(host, demo_model, apply, fails, monkeypatch, record_property):
-    from flexi_core.cache import FeatureCache
+    from flexi_core.run.cache import FeatureCache
 
     kept = []
     store = FeatureCache.store

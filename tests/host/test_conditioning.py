@@ -6,8 +6,8 @@ import inspect
 import pytest
 import torch
 
-from flexi_core.control_steps import ShallowControl
-from flexi_core.unet_steps import NetworkCall, block_count, full_pass, partial_pass
+from flexi_core.networks.controlnet import ShallowControl
+from flexi_core.networks.unet import NetworkCall, block_count, full_pass, partial_pass
 
 MIXED = "FPX@2|FPN@3"  # 6 steps, as all of these schedules
 FAMILIES = ("sd15_model", "sdxl_model")

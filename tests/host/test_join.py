@@ -117,7 +117,7 @@ def test_the_boundary_is_put_into_the_grid(host, experts, join, apply, sigmas, l
 
 def test_a_schedule_tuned_to_a_joined_model_fits_its_run(host, join, sigmas):
     """Its file has the noise levels that the run has, the boundary's among them."""
-    from flexi_core.host_runs import KSamplerRun
+    from flexi_core.host.runs import KSamplerRun
 
     model = join(sigmas[3] * 0.9, in_grid=True)
     latent = {"samples": torch.zeros(1, 3, 32, 32)}
@@ -259,7 +259,7 @@ def test_an_interrupted_run_leaves_both_models_as_they_were(host, experts, join,
 
 
 def test_presets_over_a_joined_model_save_as_much_less_one_step(host, join, sigmas):
-    from flexi_core.presets import Preset
+    from flexi_core.schedule.presets import Preset
 
     steps = 20
     levels = host.sigmas(host.adapter.load_demo_model(), "normal", steps).tolist()

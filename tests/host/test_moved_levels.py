@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from flexi_core import FlexiError, Schedule
-from flexi_core.demo import sampling
 from flexi_core.demo.model import DemoModel
 from flexi_core.demo.scenes import parse_caption
+from flexi_core.runtime import sampling
 
 STEPS = 8
 MIXED = "F|FX|FPX@2|FN"

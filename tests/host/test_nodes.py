@@ -318,7 +318,7 @@ def test_report_before_any_run_says_so(node, core):
 @pytest.mark.parametrize("text", ["FPPNN@2|3*(FPXXX@1)", "50*(F)", "17*(FXXXX)", "4*(F)|FPPPP@5"])
 def test_timeline_is_a_picture_for_any_number_of_steps(host, demo_model, apply, text):
     from flexi_core import Schedule
-    from flexi_core.timeline import WIDTH, draw_timeline
+    from flexi_core.run.timeline import WIDTH, draw_timeline
 
     model, handle = apply(demo_model, text)
     host.sample(model, steps=len(Schedule.parse(text)), noise=host.noise(1), cfg=1.0)

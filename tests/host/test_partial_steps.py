@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flexi_core.unet_steps import NetworkCall, block_count, full_pass, partial_pass
+from flexi_core.networks.unet import NetworkCall, block_count, full_pass, partial_pass
 
 
 @pytest.fixture(scope="module")

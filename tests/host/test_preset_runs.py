@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flexi_core import FlexiError
-from flexi_core.presets import Preset, full_steps
+from flexi_core.schedule.presets import Preset, full_steps
 
 SENTENCE = "Flexiffusion: plain sampling, every step full."
 
@@ -169,7 +169,9 @@ def raising(*_, **__):
     raise Fails("on purpose")
 
 
-@pytest.mark.parametrize("target", ["flexi_core.host.probe", "flexi_core.presets.Preset.resolve", "flexi_core.host.make_plan"])
+@pytest.mark.parametrize(
+    "target", ["flexi_core.host.probe", "flexi_core.schedule.presets.Preset.resolve", "flexi_core.host.make_plan"]
+)
 @pytest.mark.parametrize("on_mismatch", ["map", "refuse", "off"])
 def test_a_preset_that_fails_is_plain_sampling_and_says_what_failed(
     host, demo_model, preset, monkeypatch, caplog, target, on_mismatch
@@ -183,7 +185,7 @@ def test_a_preset_that_fails_is_plain_sampling_and_says_what_failed(
     assert [record.levelname for record in caplog.records if record.name == "flexi_core.host"] == ["ERROR"]
 
 
-@pytest.mark.parametrize("target", ["flexi_core.report._step_report", "flexi_core.host._digest"])
+@pytest.mark.parametrize("target", ["flexi_core.run.report._step_report", "flexi_core.host._digest"])
 def test_a_report_that_fails_leaves_the_picture_and_says_what_failed(host, preset, monkeypatch, caplog, target):
     model, handle = preset()
     made = host.sample(model, steps=20, scheduler="simple")
@@ -196,8 +198,8 @@ def test_a_report_that_fails_leaves_the_picture_and_says_what_failed(host, prese
 @pytest.mark.parametrize(
     ("target", "words", "failed"),
     [
-        (("flexi_core.report", "RunReport", "__str__"), "The report failed (Fails: on purpose)", False),
-        (("flexi_core.report", "count_macs"), "2 network calls, every block in each: 2.00x fewer MACs", False),
+        (("flexi_core.run.report", "RunReport", "__str__"), "The report failed (Fails: on purpose)", False),
+        (("flexi_core.run.report", "count_macs"), "2 network calls, every block in each: 2.00x fewer MACs", False),
         (("nodes.sampling", "draw_timeline"), "4 steps: 2 full, 2 null (extrapolated)", True),
         (("nodes.sampling", "ui", "PreviewImage"), "4 steps: 2 full, 2 null (extrapolated)", False),
     ],

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from flexi_core.plan import make_plan
-from flexi_core.schedule import Schedule
+from flexi_core.run.plan import make_plan
+from flexi_core.schedule.schedule import Schedule
 
 MIXED = "2*(F)|FPX@2|FPN@3"  # 8 steps
 LONG = "F|FPPPPPPPPPPP@2|FPPX@2"  # 17: mapped to a window it still has partial steps

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from flexi_core import Schedule
-from flexi_core.demo import sampling
 from flexi_core.demo.model import DemoModel
 from flexi_core.demo.scenes import parse_caption
-from flexi_core.demo.solvers import STOCHASTIC
-from flexi_core.demo.unet_file import FileModel
-from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
+from flexi_core.networks.fingerprint import architecture_fingerprint, weights_fingerprint
+from flexi_core.runtime import sampling
+from flexi_core.runtime.file_model import FileModel
+from flexi_core.runtime.solvers import STOCHASTIC
 
 PACK = Path(__file__).parents[2]
 STEPS = 8

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flexi_core.metrics import data_range, psnr_db
-from flexi_core.presets import Preset, full_steps
-from flexi_core.sampler import SamplerTraits, probe
+from flexi_core.run.sampler import SamplerTraits, probe
+from flexi_core.schedule.presets import Preset, full_steps
 
 # draws noise, of the interval, questions a step, memory
 TOLD = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flexi_core import FlexiError
-from flexi_core.schedule import StepKind
+from flexi_core.schedule.schedule import StepKind
 
 SAMPLERS = ("euler", "dpmpp_2m", "heun", "euler_ancestral", "dpmpp_sde", "uni_pc", "lms", "ddim")
 MIXED = "2*(F)|FPX@2|FPN@3"  # 8 steps
@@ -270,7 +270,7 @@ def test_file_made_for_another_sampler_and_model_says_so(host, demo_model):
 
 def test_weights_are_known_again_after_another_clones_lora(host, demo_model):
     from flexi_core import Schedule
-    from flexi_core.fingerprint import weights_fingerprint
+    from flexi_core.networks.fingerprint import weights_fingerprint
 
     network = demo_model.model.diffusion_model
     host.sample(demo_model, steps=2)

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from flexi_core import FlexiError, Schedule, load_schedule
 from flexi_core.demo.scenes import captions_of
-from flexi_core.replay import PredictionStore
+from flexi_core.run.replay import PredictionStore
 from search_tools.cli import app
 from search_tools.deadline import TooSlow
-from search_tools.guesses import with_guesses
-from search_tools.space import Space
+from search_tools.space.space import Space
+from search_tools.strategies.guesses import with_guesses
 
 CAPTION = "a large red circle at the center on a navy background"
 STEPS = 6
@@ -187,7 +187,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def opened(base, checkout, cache):
     """A function that returns the back end of a workflow."""
-    from search_tools.comfyui import ComfyBackend
+    from search_tools.backends.comfyui.backend import ComfyBackend
 
     return lambda graph, **options: ComfyBackend(str(checkout), graph, base_directory=str(base), store_folder=cache, **options)
 
@@ -249,8 +249,8 @@ def test_candidate_is_what_the_node_makes_of_the_schedule(host, node, plain):
 
 
 def test_prompts_are_taken_in_turn_and_agree_with_the_embedded_back_end(opened, cache):
-    from search_tools.embedded import EmbeddedBackend
-    from search_tools.teacher import TeacherSettings
+    from search_tools.backends.embedded import EmbeddedBackend
+    from search_tools.backends.teacher import TeacherSettings
 
     embedded = EmbeddedBackend(TeacherSettings("euler", "normal", STEPS, 3.0), cache)
     captions = [str(caption) for caption in captions_of(embedded.attributes(0, 2))]
@@ -292,8 +292,8 @@ def test_another_guidance_scale_or_size_is_said_refused_or_off(host, demo_model)
 
 
 def test_spec_opens_the_same_back_end_again(plain, cache):
-    from search_tools.reopen import OwnHost, reopen
     from search_tools.settings import SearchSettings
+    from search_tools.study.reopen import OwnHost, reopen
 
     kept = SearchSettings.of(plain, 2.0, 16).as_dict()
     stored = SearchSettings.from_dict(json.loads(json.dumps(kept)))
@@ -382,8 +382,8 @@ def test_blends_are_fitted_in_the_host_as_in_the_embedded_runtime(opened, cache,
     if sampler in ("heun", "dpmpp_sde"):  # two evaluations a step
         assert fitted == schedule
         return
-    from search_tools.embedded import EmbeddedBackend
-    from search_tools.teacher import TeacherSettings
+    from search_tools.backends.embedded import EmbeddedBackend
+    from search_tools.backends.teacher import TeacherSettings
 
     embedded = EmbeddedBackend(TeacherSettings(sampler, "normal", STEPS, 3.0), cache)
     prompts = [str(caption) for caption in captions_of(embedded.attributes(0, 1))]
@@ -432,7 +432,7 @@ def test_models_of_the_hosts_own_types_are_searched(opened, unet_file, graph, bl
 
 
 def test_network_without_a_middle_is_read_through_its_blocks(host, typed_model, opened):
-    from search_tools.comfyui_features import features_of
+    from search_tools.backends.comfyui.features import features_of
 
     config = {"in_channels": 4, "patch_size": 2, "out_channels": 4, "depth": 2, "input_size": None, "adm_in_channels": 32,
               "num_patches": 64, "pos_embed_max_size": 8, "pos_embed_scaling_factor": None, "qkv_bias": True,
@@ -864,7 +864,7 @@ def test_recorded_runs_are_the_teachers_in_the_host(opened, sampler):
 @pytest.mark.parametrize("name", ["2x", "3x"])
 def test_joined_experts_under_a_preset_are_two_windows_in_a_graph(base, checkout, name):
     """One sampler with one schedule over both, and two KSampler (Advanced) nodes with the same in each."""
-    from search_tools.comfyui_host import open_host
+    from search_tools.backends.comfyui.host import open_host
 
     host, steps, at = open_host(str(checkout), str(base)), 20, 9
     graph = four_channels(a_node("TestSmallSdxl", seed=1), 32, steps=steps)

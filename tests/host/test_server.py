@@ -147,7 +147,7 @@ def test_searched_schedule_does_in_the_server_what_its_file_says(server, graph, 
 
 @pytest.mark.parametrize(("preset", "steps"), [("1.5x", 25), ("2x", 50), ("3x", 20), ("5x", 30)])
 def test_preset_of_the_demo_model_does_in_the_server_what_it_says(server, graph, preset, steps):
-    known = json.loads((ROOT / "flexi_core" / "presets-demo.json").read_text(encoding="utf-8"))
+    known = json.loads((ROOT / "flexi_core" / "schedule" / "data" / "presets-demo.json").read_text(encoding="utf-8"))
     node = {"class_type": "FlexiPreset", "inputs": {"preset": preset, "steps": steps, "model": "demo"}}
     does_in_the_server_what_it_says(server, *graph, node, known[preset][str(steps)])
 

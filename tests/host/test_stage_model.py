@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from flexi_core import FlexiError, Schedule
-from flexi_core.demo import sampling
 from flexi_core.demo.model import WEIGHTS, DemoModel, read_weights
 from flexi_core.demo.scenes import parse_caption
-from flexi_core.demo.unet_config import unet_arguments
-from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
+from flexi_core.networks.fingerprint import architecture_fingerprint, weights_fingerprint
+from flexi_core.runtime import sampling
+from flexi_core.runtime.unet_config import unet_arguments
 from flexi_core.stages.bounds import Stages
 from flexi_core.stages.embedded import EmbeddedParts, StagedModel
 from flexi_core.stages.network import make_decoder, save_stages

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flexi_core.block_lists import find_block_lists
-from flexi_core.transformer_steps import ModelCall, TransformerSteps
+from flexi_core.networks.block_lists import find_block_lists
+from flexi_core.networks.transformer import ModelCall, TransformerSteps
 
 MIXED = "2*(F)|FPX@2|FPN@2"  # FFFPXFPN
 DEPTH, FULL, PARTIAL = 2, 4, 2  # of its partial steps; steps of these kinds

@@ -29,7 +29,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageColor
 
-from flexi_core.timeline import COLOURS
+from flexi_core.run.timeline import COLOURS
 
 PACK = Path(__file__).resolve().parents[2]
 DRIVER, EXPORTER = (Path(__file__).parent / name for name in ("driver.cjs", "export.cjs"))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from flexi_core.files import write_text
-from search_tools.saved_workflow import is_saved, to_api
-from search_tools.workflow import SAMPLING, Graph
+from search_tools.backends.comfyui.saved_workflow import is_saved, to_api
+from search_tools.backends.comfyui.workflow import SAMPLING, Graph
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests" / "workflows"
@@ -150,7 +150,8 @@ def _sheet(compared: list[Compared], versions: str) -> list[str]:
         "",
         "Made by `pytest tests/page --saved-workflows docs/results/saved-workflows.md`. Every official template is loaded in",
         "the page, in a headless Chromium on a real server.",
-        "What the page exports (`graphToPrompt`) is compared with what `search_tools/saved_workflow.py` makes of the file:",
+        "What the page exports (`graphToPrompt`) is compared with what",
+        "`search_tools/backends/comfyui/saved_workflow.py` makes of the file:",
         "everything upstream of what samples, and where nothing samples the whole graph. Node ids may differ, the page numbers",
         f"some anew. The page gives {', '.join(sorted(VIEWERS))} widgets of its own, which no definition names.",
         "",

@@ -1,0 +1,1 @@
+"""How part of a network is run, by its family."""

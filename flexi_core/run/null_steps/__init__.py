@@ -1,0 +1,1 @@
+"""What a null step carries on, when nothing is computed."""

@@ -1,0 +1,1 @@
+"""Small models without a host: networks, samplers, sampling."""

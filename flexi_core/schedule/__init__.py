@@ -1,0 +1,1 @@
+"""Schedules as values: their text, their files, and those that are ready."""

@@ -1,0 +1,1 @@
+"""The run of a workflow, sampled by ComfyUI itself."""

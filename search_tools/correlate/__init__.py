@@ -1,0 +1,1 @@
+"""Whether a cheap fitness ranks schedules as a dear one does."""

@@ -1,0 +1,1 @@
+"""Where a search begins, and which candidate it tries next."""

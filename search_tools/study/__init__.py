@@ -1,0 +1,1 @@
+"""A study: its candidates, its storage and its workers."""
