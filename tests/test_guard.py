@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from flexi_core import Schedule, ScheduleError, load_schedule
-from flexi_core.run.plan import between_ends, check_levels, make_plan
+from flexi_core.run.plan import make_plan
 from flexi_core.run.report import RunReport
 from flexi_core.run.run import Run
 from flexi_core.runtime.sampling import sample_dpmpp_2m, sample_euler
+from flexi_core.schedule.levels import between_ends, check_levels
 from flexi_core.schedule.presets import all_full
 
 NEAR = math.nextafter(4.0, 0.0)  # another float64, the same float32

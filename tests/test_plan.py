@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from flexi_core import Schedule, ScheduleError, StepKind
-from flexi_core.run.plan import make_plan, same_grid
+from flexi_core.run.plan import make_plan
 from flexi_core.run.sampler import SamplerTraits
+from flexi_core.schedule.levels import same_grid
 
 
 def grid(steps: int, high: float = 14.6, low: float = 0.03) -> list[float]:

@@ -12,9 +12,9 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..networks.fingerprint import architecture_fingerprint, weights_fingerprint
-from ..run.plan import between_ends, same_grid, window_of
 from ..run.sampler import SamplerTraits
 from ..schedule.file import size_text
+from ..schedule.levels import between_ends, same_grid, window_of
 from ..schedule.presets import is_served
 from ..schedule.schedule import Schedule
 from .keys import JOIN, STAGED

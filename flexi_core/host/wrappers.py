@@ -21,12 +21,13 @@ from ..run.cache import PLACES, CachePolicy
 from ..run.live import LiveRun
 from ..run.nested_samplers import OwnLevel, listened
 from ..run.null_steps.extrapolation import Observer
-from ..run.plan import Plan, check_levels, make_plan, window_of
+from ..run.plan import Plan, make_plan
 from ..run.replay import Replay
 from ..run.report import RunReport
 from ..run.run import Run
 from ..run.sampler import PLAIN, SamplerTraits, Solver, probe
 from ..schedule.file import teacher_from
+from ..schedule.levels import check_levels, window_of
 from ..schedule.presets import Preset
 from ..schedule.schedule import Schedule
 from ..tune import Facts, Learner, Lesson

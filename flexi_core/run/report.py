@@ -10,9 +10,10 @@ from functools import cached_property
 from itertools import groupby, pairwise
 from statistics import fmean
 
+from ..schedule.levels import SIGMA_TOLERANCE
 from ..schedule.schedule import Schedule, StepKind
 from .cost import NetworkCost, all_full_evaluations, all_full_macs, count_macs, run_macs
-from .plan import SIGMA_TOLERANCE, Plan
+from .plan import Plan
 from .run import FULL_DEPTH, Run
 
 log = logging.getLogger(__name__)

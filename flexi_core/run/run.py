@@ -21,12 +21,13 @@ from ..networks.block_lists import find_block_lists
 from ..networks.graphs import for_later_calls, outside_graphs
 from ..networks.transformer import ModelCall, TransformerSteps
 from ..networks.unet import NetworkCall, UNetSteps, block_count
+from ..schedule.levels import SIGMA_TOLERANCE
 from ..schedule.schedule import MAX_ORDER, Step, StepKind
 from .cache import CachePolicy, Feature, FeatureCache
 from .guard import FAR, Guard
 from .guidance import GuidanceHistory
 from .null_steps.extrapolation import Observer, PredictionHistory
-from .plan import SIGMA_TOLERANCE, Plan
+from .plan import Plan
 from .replay import Replay
 
 log = logging.getLogger(__name__)

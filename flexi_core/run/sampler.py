@@ -15,8 +15,6 @@ import torch
 # (denoise(x, sigma), x, sigmas [n + 1], seed) -> where the sampler ends
 Solver = Callable[..., torch.Tensor]
 
-# Samplers that convert sigma to their own time and back return it with rounding noise of this relative size.
-SIGMA_TOLERANCE = 1e-4
 _LEVELS = 4  # and the end of the run
 _MOST_QUESTIONS = 64
 _LONGEST_FOLLOWED = 200  # steps; of a longer run, a few levels are tried alone

@@ -13,8 +13,8 @@ from typing import Any
 from ..errors import ScheduleError
 from ..files import read_bounded, replace_file
 from ..json_text import parse_json
-from ..run.plan import between_ends
 from ..words import shortened, visible
+from .levels import between_ends
 from .schedule import Schedule, falls
 
 FORMAT = "flexiffusion-schedule"

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ScheduleError
-from ..run.plan import same_grid
 from ..run.sampler import PLAIN, SamplerTraits
 from .file import from_dict
+from .levels import same_grid
 from .schedule import MAX_STEPS, Schedule, Segment, StepKind
 
 FAMILY = Path(__file__).parent / "data" / "presets.json"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import FlexiError
-from ..run.sampler import SIGMA_TOLERANCE
+from ..schedule.levels import SIGMA_TOLERANCE
 
 MOST = 1e18  # sigma; where a schedule's noise levels end too
 _HALVINGS = 60  # of an interval of noise levels: below float32's rounding

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from flexi_core.errors import FlexiError
-from flexi_core.run.plan import same_grid
 from flexi_core.run.replay import Replay
 from flexi_core.run.run import StepRecord
+from flexi_core.schedule.levels import same_grid
 from flexi_core.schedule.schedule import Schedule
 from flexi_core.tune import Observe, SampleProgress
 
