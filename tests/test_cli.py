@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flexi_core import Schedule, load_schedule, save_schedule
-from search_tools.cli import app
+from search_tools.cli import COMMANDS, app, command
 
 SMALL = ["--steps", "5", "--speedup", "2.5", "--samples", "16"]
 
@@ -41,7 +41,9 @@ sys.meta_path.insert(0, Watch())
     code = f"import os, sys\n{watch}\nfrom {module} import {function}\n{function}()"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "show", "--help"], env=environment, capture_output=True, text=True, check=False
+    )
     assert ran.stdout == f"seen {found}\n", ran.stderr
 
 
@@ -128,3 +130,8 @@ def test_evaluate_puts_several_files_of_one_run_into_one_table(flexi, tmp_path):
     assert [row["name"] for row in json.loads(result.stdout)["rows"]][:3] == ["teacher", "a", "b"]
     refused = flexi("evaluate", "a.json", "other.json")
     assert refused.exit_code == 2 and "other.json was made for another run than a.json" in refused.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_has_each_ones_own_first_line(name):
+    assert COMMANDS[name][1] == " ".join(command(name).help.split("\n\n")[0].split())

@@ -14,9 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from search_tools.cli import COMMANDS, app
+from search_tools.cli import COMMANDS, command
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "guide" / "commands.md"
@@ -27,7 +25,7 @@ _DEFAULT = re.compile(r" \[default: ([^\]]+)\]$")
 @cache
 def verbs() -> dict[str, Any]:
     """Return the commands of the program by their names, as its parser has them."""
-    return typer.main.get_command(app).commands
+    return {name: command(name) for name in COMMANDS}
 
 
 def options(verb: str) -> set[str]:

@@ -1,6 +1,7 @@
 """The project's laws of dependency and safety, held by reading its source."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,3 +126,12 @@ def test_importing_a_module_does_nothing(path):
         assert not isinstance(node, ast.For | ast.While | ast.With), f"{path}:{node.lineno}"
         if isinstance(node, ast.Expr):
             assert isinstance(node.value, ast.Constant), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    "code", ["import flexi_core", "import sys; sys.argv[1:] = ['--help']; from search_tools.entry import main; main()"]
+)
+def test_what_needs_no_torch_loads_none(code):
+    asks = "import atexit, sys; atexit.register(lambda: print('loaded', *{'torch', 'optuna', 'scipy'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", f"{asks}; {code}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].split() == ["loaded"]

@@ -30,7 +30,7 @@ def correlate(
     seed: Annotated[int, typer.Option(help="Of the random schedules.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Compare what ranks schedules cheaply with true FID on the embedded model; the same command goes on where it was stopped.
+    """Compare what ranks schedules cheaply with true FID on the embedded model; the same command goes on where it stopped.
 
     Hours at the defaults. Start with fewer --fid-samples: with more of them, or other --counts, only what is new is measured.
     """
