@@ -82,7 +82,7 @@ def _row(verb: str, given: Any) -> str:
 
 
 def _kind(verb: str, name: str) -> Any:
-    return typing.get_type_hints(COMMANDS[verb])[name]
+    return typing.get_type_hints(command(verb).callback)[name]
 
 
 def _default(given: Any) -> str:
