@@ -27,15 +27,13 @@ from flexi_core.demo.scenes import parse_caption
 from flexi_core.run.report import RunReport
 from flexi_core.run.timeline import EMPTY, FAINT, TEXT, draw_timeline, font
 from flexi_core.runtime.sampling import make_noise, sample, sigmas_of, traits_of
+from flexi_core.schedule.kinds import StepKind
 from flexi_core.schedule.presets import Preset, all_full
-from flexi_core.schedule.schedule import StepKind
 
 PACK = Path(__file__).resolve().parents[1]
 BRAND, HELP, TEMPLATES = PACK / "docs" / "pictures", PACK / "web" / "docs" / "pictures", PACK / "example_workflows"
 BACKGROUND = "#1d1f24"
-BLUE, GREEN, GREY, ORANGE = "#3d7ff0", "#35b597", "#565c69", "#f0a63c"
-COLOURS = {"F": BLUE, "P": GREEN, "N": GREY, "X": ORANGE, "f": "#9b7ff0", "p": "#7ad0a0"}  # as in web/flexiffusion.js
-SHARES = {"F": 1.0, "P": 0.5, "N": 0.06, "X": 0.16, "f": 0.5, "p": 0.25}
+BLUE, GREY, ORANGE = (kind.colour for kind in (StepKind.FULL, StepKind.NULL, StepKind.EXTRAPOLATED))
 OTHER = "Pictures: the pack's small demo model, same sampler and steps"
 OWN = "The pack's small demo model, with this template's settings"
 
@@ -129,7 +127,9 @@ def draw_strip(draw: ImageDraw.ImageDraw, letters: str, box: tuple[float, float,
         x = left + i * pitch + 14 * (i * parts // len(letters))
         gap = 3 if pitch > 9 else 1
         draw.rectangle((x, top, x + pitch - gap, bottom), fill=EMPTY)
-        draw.rectangle((x, bottom - SHARES[letter] * (bottom - top), x + pitch - gap, bottom), fill=COLOURS[letter])
+        draw.rectangle(
+            (x, bottom - StepKind(letter).height * (bottom - top), x + pitch - gap, bottom), fill=StepKind(letter).colour
+        )
 
 
 def draw_thumbnail(scene: Scene) -> Image.Image:
@@ -209,7 +209,7 @@ def draw_kinds() -> Image.Image:
         draw.text((20 + (i + 0.45) * pitch, 96), letter, fill=FAINT, font=font(22), anchor="mt")
     for i, kind in enumerate(StepKind):
         x, y = 20 + 340 * (i % 2), 142 + 34 * (i // 2)
-        draw.rectangle((x, y, x + 20, y + 20), fill=COLOURS[kind.value])
+        draw.rectangle((x, y, x + 20, y + 20), fill=kind.colour)
         draw.text((x + 30, y + 10), f"{kind.value}  {kind.label}", fill=TEXT, font=font(20), anchor="lm")
     return image
 

@@ -38,8 +38,8 @@ from flexi_core.files import replace_file
 from flexi_core.metrics import data_range, psnr_db
 from flexi_core.run.cost import NetworkCost
 from flexi_core.run.replay import PredictionStore
+from flexi_core.schedule.kinds import StepKind
 from flexi_core.schedule.presets import from_kinds
-from flexi_core.schedule.schedule import StepKind
 from search_tools.backends.comfyui.host import open_host
 from search_tools.backends.teacher import JUDGE_SEEDS, TeacherSettings
 from search_tools.fitness import Fitness

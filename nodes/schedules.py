@@ -14,7 +14,7 @@ from ..flexi_core.files import read_bounded
 from ..flexi_core.schedule.file import MAX_BYTES, made_for
 from ..flexi_core.schedule.presets import MODELS, PRESETS, Preset
 from ..flexi_core.schedule.presets import preset as make_preset
-from ..flexi_core.schedule.schedule import MAX_STEPS
+from ..flexi_core.schedule.segment import MAX_STEPS
 from ..flexi_core.schedule.strip import strip_of
 from . import folder
 from .sockets import CATEGORY, PAPER, FlexiScheduleType, found_as

@@ -35,7 +35,7 @@ from flexi_core.schedule.presets import (
     setting,
     uniform,
 )
-from flexi_core.schedule.schedule import BASES
+from flexi_core.schedule.segment import BASES
 from search_tools.backends.embedded import EmbeddedBackend
 from search_tools.backends.teacher import TeacherSettings
 

@@ -8,8 +8,8 @@ from flexi_core.run.plan import make_plan
 from flexi_core.run.run import Run
 from flexi_core.run.sampler import SamplerTraits
 from flexi_core.runtime.sampling import sample_dpmpp_2m, sample_euler, sample_heun
+from flexi_core.schedule.kinds import StepKind
 from flexi_core.schedule.presets import all_full, segments_for_speedup, uniform
-from flexi_core.schedule.schedule import StepKind
 
 SAMPLERS = [sample_euler, sample_heun, sample_dpmpp_2m]
 

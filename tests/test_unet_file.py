@@ -18,7 +18,7 @@ from flexi_core.runtime.file_model import FileModel, parse_size
 from flexi_core.runtime.sampling import SCHEDULERS, make_noise, sample
 from flexi_core.runtime.unet import UNet
 from flexi_core.runtime.unet_config import unet_arguments
-from search_tools.backends.protocol import open_backend
+from search_tools.backends.registry import open_backend
 from search_tools.backends.teacher import TeacherSettings
 from search_tools.backends.unet_file import UNetFileBackend
 from search_tools.cli import app

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ..schedule.strip import MOST_SHOWN, SHARES, Strip
+from ..schedule.strip import MOST_SHOWN, Strip
 from ..words import shortened
 from .plan import Plan
 from .report import RunReport
@@ -32,7 +32,7 @@ class LiveRun:
         self._send: Send | None = send
         self._kinds = [] if plan is None else [step.kind for step in plan.steps]
         self._began, self._at = time.perf_counter(), -1
-        work = [0.0 if kind.is_null else SHARES[kind] for kind in self._kinds]
+        work = [0.0 if kind.is_null else kind.height for kind in self._kinds]
         self._before = [sum(work[:i]) for i in range(len(work) + 1)]
 
     def step(self, index: int) -> None:

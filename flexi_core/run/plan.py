@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..schedule.kinds import StepKind
 from ..schedule.levels import SIGMA_TOLERANCE, between_ends, check_levels, same_grid, window_of
-from ..schedule.schedule import Schedule, Step, StepKind
+from ..schedule.schedule import Schedule
+from ..schedule.segment import Step
 from ..stages.bounds import Stages
 from .null_steps.basis import Rule, rule_of
 from .sampler import PLAIN, SamplerTraits

@@ -10,8 +10,9 @@ from functools import cached_property
 from itertools import groupby, pairwise
 from statistics import fmean
 
+from ..schedule.kinds import StepKind
 from ..schedule.levels import SIGMA_TOLERANCE
-from ..schedule.schedule import Schedule, StepKind
+from ..schedule.schedule import Schedule
 from .cost import NetworkCost, all_full_evaluations, all_full_macs, count_macs, run_macs
 from .plan import Plan
 from .run import FULL_DEPTH, Run

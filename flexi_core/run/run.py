@@ -21,8 +21,9 @@ from ..networks.block_lists import find_block_lists
 from ..networks.graphs import for_later_calls, outside_graphs
 from ..networks.transformer import ModelCall, TransformerSteps
 from ..networks.unet import NetworkCall, UNetSteps, block_count
+from ..schedule.kinds import StepKind
 from ..schedule.levels import SIGMA_TOLERANCE
-from ..schedule.schedule import MAX_ORDER, Step, StepKind
+from ..schedule.segment import MAX_ORDER, Step
 from .cache import CachePolicy, Feature, FeatureCache
 from .guard import FAR, Guard
 from .guidance import GuidanceHistory

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..schedule.schedule import StepKind
+from ..schedule.kinds import StepKind
 from ..words import shortened, visible
 from .report import RunReport, StepReport
 
@@ -43,14 +43,6 @@ class Paper:
 
 DARK = Paper("#1d1f24")
 CLEAR = Paper("#808a9900", "#80808038", "#808a99", "#808a99")  # for a page in a dark or a light theme
-COLOURS = {
-    StepKind.FULL: "#3d7ff0",
-    StepKind.PARTIAL: "#35b597",
-    StepKind.NULL: "#565c69",
-    StepKind.EXTRAPOLATED: "#f0a63c",
-    StepKind.FULL_CONDITIONAL: "#9b7ff0",
-    StepKind.PARTIAL_CONDITIONAL: "#7ad0a0",
-}
 _FALLBACK = "#f0564f"
 _STAGE_COLOURS = ("#c9d3e3", "#8291a8")
 
@@ -128,7 +120,7 @@ def _draw_row(
     for i, step in enumerate(row):
         left, right = MARGIN + i * pitch, MARGIN + (i + 1) * pitch - _GAP
         draw.rectangle((left, top, right, bottom), fill=paper.empty)
-        colour, share = COLOURS[step.ran], _share(report, step)
+        colour, share = step.ran.colour, _share(report, step)
         if step.reached and step.ran is StepKind.EXTRAPOLATED:
             draw.rectangle((left, bottom - 10, right, bottom), fill=colour)
         elif step.reached and step.ran is StepKind.NULL:
@@ -137,7 +129,7 @@ def _draw_row(
             draw.rectangle((left, bottom - share * _CELL_HEIGHT, right, bottom), fill=colour)
         if step.depth is not None and step.reached and pitch >= 16:
             place = ((left + right) / 2, bottom - share * _CELL_HEIGHT - 4)
-            draw.text(place, str(step.depth), fill=COLOURS[step.ran], font=font(14), anchor="mb")
+            draw.text(place, str(step.depth), fill=step.ran.colour, font=font(14), anchor="mb")
         if step.fallbacks:
             middle, size = (left + right) / 2, min(7.0, pitch / 2 - 1)
             draw.polygon([(middle - size, top - 12), (middle + size, top - 12), (middle, top - 2)], fill=_FALLBACK)
@@ -173,7 +165,7 @@ def _share(report: RunReport, step: StepReport) -> float:
 
 def _draw_legend(draw: ImageDraw.ImageDraw, report: RunReport, top: float, paper: Paper) -> None:
     counts = Counter(step.ran for step in report.reached)
-    entries = [(COLOURS[kind], f"{counts[kind]} {kind.label}") for kind in StepKind if counts[kind]]
+    entries = [(kind.colour, f"{counts[kind]} {kind.label}") for kind in StepKind if counts[kind]]
     fallbacks = sum(bool(step.fallbacks) for step in report.steps)
     if fallbacks:
         entries.append((_FALLBACK, f"{fallbacks} ran in full instead"))

@@ -14,7 +14,8 @@ import re
 from itertools import groupby
 
 from ..errors import ScheduleError
-from .schedule import BASES, DEFAULT_DEPTH, MAX_STEPS, Schedule, Segment, StepKind
+from .kinds import StepKind
+from .segment import BASES, DEFAULT_DEPTH, MAX_STEPS, Segment
 
 MAX_TEXT = 100_000  # characters
 _MAX_NESTING = 8
@@ -24,8 +25,13 @@ _TOKEN = re.compile(
 )
 
 
-def parse(text: str) -> Schedule:
-    """Return the schedule of a text; see `Schedule.parse`."""
+Written = tuple[
+    tuple[Segment, ...], int, tuple[float, ...] | None, str | None
+]  # segments, order, sigmas, basis of a `Schedule`
+
+
+def parse(text: str) -> Written:
+    """Return what a text says; see `Schedule.parse`."""
     if not isinstance(text, str):
         raise ScheduleError(f"a schedule is text, this is {type(text).__name__}")
     if len(text) > MAX_TEXT:
@@ -35,18 +41,18 @@ def parse(text: str) -> Schedule:
     return _Parser(text).schedule()
 
 
-def unparse(schedule: Schedule) -> str:
-    """Return the text of a schedule; equal neighbouring segments are folded into `n*(...)`."""
+def unparse(segments: tuple[Segment, ...], order: int, sigmas: tuple[float, ...] | None, basis: str | None) -> str:
+    """Return the text of a schedule's parts; equal neighbouring segments are folded into `n*(...)`."""
     parts = []
-    for segment, group in groupby(schedule.segments):
+    for segment, group in groupby(segments):
         text = segment.letters + (f"@{segment.depth}" if segment.depth is not None else "")
         text += f"^{segment.forecast}" if segment.forecast else ""
         text += "" if segment.blend is None else "~" + ",".join(map(_decimal, segment.blend))
         count = len(list(group))
         parts.append(text if count == 1 else f"{count}*({text})")
-    options = [] if schedule.order == 1 else [f"order={schedule.order}"]
-    options += [] if schedule.basis is None else [f"basis={schedule.basis}"]
-    options += [] if schedule.sigmas is None else ["sigmas=" + "/".join(map(_decimal, schedule.sigmas))]
+    options = [] if order == 1 else [f"order={order}"]
+    options += [] if basis is None else [f"basis={basis}"]
+    options += [] if sigmas is None else ["sigmas=" + "/".join(map(_decimal, sigmas))]
     return "|".join(parts) + ("; " + ", ".join(options) if options else "")
 
 
@@ -63,7 +69,7 @@ class _Parser:
         self.tokens = [(m.group().strip(), m.start(m.lastindex)) for m in _TOKEN.finditer(text.rstrip())]
         self.at = 0
 
-    def schedule(self) -> Schedule:
+    def schedule(self) -> Written:
         segments = self.groups(nesting=0)
         order, sigmas, basis = 1, None, None
         if self.take(";"):
@@ -82,7 +88,7 @@ class _Parser:
                     break
         if self.peek():
             raise self.error(f"unexpected {self.peek()!r}; segments are joined by |")
-        return Schedule(tuple(segments), order, sigmas, basis)
+        return tuple(segments), order, sigmas, basis
 
     def groups(self, nesting: int) -> list[Segment]:
         segments = self.group(nesting)

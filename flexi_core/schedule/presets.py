@@ -20,8 +20,10 @@ import numpy as np
 from ..errors import ScheduleError
 from ..run.sampler import PLAIN, SamplerTraits
 from .file import from_dict
+from .kinds import StepKind
 from .levels import same_grid
-from .schedule import MAX_STEPS, Schedule, Segment, StepKind
+from .schedule import Schedule
+from .segment import MAX_STEPS, Segment
 
 FAMILY = Path(__file__).parent / "data" / "presets.json"
 DEMO_FAMILY = Path(__file__).parent / "data" / "presets-demo.json"

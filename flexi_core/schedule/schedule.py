@@ -2,7 +2,7 @@
 
 A schedule is a value. Its segments (Flexiffusion, arXiv 2409.17566) each open with one full step, go on with partial steps
 that reuse the full step's deep feature, and end with null steps. Its text, what people type and share, is in `grammar`; its
-file in `schedule_file`.
+file in `file`.
 """
 
 from __future__ import annotations
@@ -10,25 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any
 
 import numpy as np
 
 from ..errors import ScheduleError
+from .grammar import parse, unparse
+from .kinds import StepKind
+from .segment import BASES, MAX_ORDER, MAX_STEPS, Segment, Step
 
-MAX_STEPS = 10_000
-MAX_DEPTH = 1_000
-MAX_ORDER = 3
-MAX_BLEND = 100
 # Of the noise level above it; nearer ones are taken for one level (`plan.SIGMA_TOLERANCE`). Tried at single gaps, the host's
 # dpmpp_sde ends in an error at 1e-6 and deis in NaN at 1e-7; samplers that draw noise and remember steps are 2 to 28 times off
 # at 1e-4 already, and ipndm_v at any.
 SMALLEST_GAP = 1e-4
 SMALLEST_LEVEL = 1e-6  # above 0; samplers divide by it in float32
 _MAX_LEVEL = 1e18  # its square is still a float32
-BASES = ("derivative", "denoised")  # what extrapolated steps carry on: (x - denoised) / sigma, or the denoised latent
-DEFAULT_DEPTH = 3  # the shallowest depth at which held features did not drift in long runs
 
 
 def falls(sigmas: Sequence[float], gap: float = 0.0) -> bool:
@@ -42,126 +38,6 @@ def falls(sigmas: Sequence[float], gap: float = 0.0) -> bool:
         levels = np.asarray(sigmas, np.float64).astype(np.float32)
     high, low = levels[:-1], levels[1:]
     return bool(np.isfinite(levels).all() and (low < high).all() and (high - low >= np.float32(gap) * high).all())
-
-
-class StepKind(Enum):
-    """What one step of the sampling run computes."""
-
-    FULL = "F"  # every block
-    PARTIAL = "P"  # the shallow blocks, on the deep feature of the segment's full step
-    NULL = "N"  # nothing: the step is removed from the run's sigmas
-    EXTRAPOLATED = "X"  # nothing: the prediction is extrapolated from the last computed steps
-    FULL_CONDITIONAL = "f"  # every block, with the prompt alone: the guidance is that of the last step that ran both halves
-    PARTIAL_CONDITIONAL = "p"  # the shallow blocks, with the prompt alone
-
-    @property
-    def label(self) -> str:
-        """What people call such a step."""
-        return _LABELS[self]
-
-    @property
-    def is_full(self) -> bool:
-        return self in (StepKind.FULL, StepKind.FULL_CONDITIONAL)
-
-    @property
-    def is_partial(self) -> bool:
-        return self in (StepKind.PARTIAL, StepKind.PARTIAL_CONDITIONAL)
-
-    @property
-    def is_null(self) -> bool:
-        return self in (StepKind.NULL, StepKind.EXTRAPOLATED)
-
-    @property
-    def reuses_guidance(self) -> bool:
-        return self in (StepKind.FULL_CONDITIONAL, StepKind.PARTIAL_CONDITIONAL)
-
-
-_LABELS = {
-    StepKind.FULL: "full",
-    StepKind.FULL_CONDITIONAL: "full, guidance reused",
-    StepKind.PARTIAL: "partial",
-    StepKind.PARTIAL_CONDITIONAL: "partial, guidance reused",
-    StepKind.NULL: "removed",
-    StepKind.EXTRAPOLATED: "extrapolated",
-}
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One full step and the steps that live off it.
-
-    Args:
-        kinds: the steps in order: a full one, then partial ones, then nulls. Behind a full step that ran the conditional half
-            alone, partial steps do so too.
-        depth: how many of the shallowest blocks a partial step runs (the paper's branch); None without partial steps.
-        forecast: order in which its partial steps extrapolate the deep feature from the full steps before them; 0 holds it.
-        blend: of the segment's extrapolated steps: what the held prediction, its linear and its quadratic change are each
-            multiplied with; None for the schedule's order, every factor 1.
-
-    Raises:
-        ScheduleError: the order is another, or a depth or a blend is missing, superfluous or out of range.
-    """
-
-    kinds: tuple[StepKind, ...]
-    depth: int | None = None
-    blend: tuple[float, ...] | None = None
-    forecast: int = 0
-
-    def __post_init__(self) -> None:
-        letters = self.letters
-        if letters[:1] not in ("F", "f"):
-            raise ScheduleError(f"a segment starts with a full step, this one is {letters or 'empty'!r}; put an F first")
-        if any(kind.is_full for kind in self.kinds[1:]):
-            raise ScheduleError(f"a segment has one full step, this one is {letters!r}; put a | before every later F")
-        partial = any(kind.is_partial for kind in self.kinds)
-        if any(kind.is_partial for kind in self.kinds[self.interval :]):
-            raise ScheduleError(
-                f"in a segment the partial steps come before the null steps, this one is {letters!r}; "
-                "move its P forward or start a new segment with F"
-            )
-        if letters[0] == "f" and "P" in letters:
-            raise ScheduleError(f"after f only one half has a deep feature, this segment is {letters!r}; write p, or F first")
-        if (self.depth is None) == partial:
-            raise ScheduleError(f"the segment {letters!r} has depth {self.depth}; a depth belongs to a segment with P steps")
-        if self.depth is not None and not 1 <= self.depth <= MAX_DEPTH:
-            raise ScheduleError(f"the segment {letters!r} has depth {self.depth}; a depth is 1 to {MAX_DEPTH} blocks")
-        if not 0 <= self.forecast <= MAX_ORDER or (self.forecast and self.depth is None):
-            raise ScheduleError(
-                f"the segment {letters!r} has forecast order {self.forecast}; it is 0 to {MAX_ORDER}, above 0 with P steps"
-            )
-        if self.blend is not None:
-            self._check_blend()
-
-    def _check_blend(self) -> None:
-        if "X" not in self.letters:
-            raise ScheduleError(f"the segment {self.letters!r} has a blend and no extrapolated step X; leave out the ~")
-        if not 1 <= len(self.blend) <= MAX_ORDER + 1:
-            raise ScheduleError(f"a blend has {len(self.blend)} factors; it is 1 to {MAX_ORDER + 1}: held, linear, and so on")
-        if not all(abs(factor) <= MAX_BLEND for factor in self.blend):  # and so no NaN
-            raise ScheduleError(f"a blend is {', '.join(map(str, self.blend))}; factors are -{MAX_BLEND} to {MAX_BLEND}")
-
-    @property
-    def letters(self) -> str:
-        return "".join(kind.value for kind in self.kinds)
-
-    @property
-    def interval(self) -> int:
-        """The paper's interval: the segment's active steps, full and partial."""
-        return sum(not kind.is_null for kind in self.kinds)
-
-    def __len__(self) -> int:
-        return len(self.kinds)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a schedule: its kind, its segment's number, its depth and forecast if partial, its blend if extrapolated."""
-
-    kind: StepKind
-    depth: int | None
-    segment: int
-    blend: tuple[float, ...] | None = None
-    forecast: int = 0
 
 
 @dataclass(frozen=True)
@@ -226,14 +102,10 @@ class Schedule:
         Raises:
             ScheduleError: the text is not a schedule; the message names the place.
         """
-        from .grammar import parse
-
-        return parse(text)
+        return cls(*parse(text))
 
     def __str__(self) -> str:
-        from .grammar import unparse
-
-        return unparse(self)
+        return unparse(self.segments, self.order, self.sigmas, self.basis)
 
     def __len__(self) -> int:
         return sum(len(segment) for segment in self.segments)

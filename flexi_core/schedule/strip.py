@@ -8,22 +8,14 @@ from itertools import groupby
 from typing import Any
 
 from ..errors import ScheduleError
-from ..run.timeline import COLOURS
 from .file import made_for
+from .kinds import StepKind
 from .presets import Preset
-from .schedule import DEFAULT_DEPTH, Schedule, Segment, Step, StepKind
+from .schedule import Schedule
+from .segment import DEFAULT_DEPTH, Segment, Step
 
 MOST_SHOWN = 2_000  # steps of a strip; a screen has fewer columns
 _CYCLE = (StepKind.FULL, StepKind.PARTIAL, StepKind.EXTRAPOLATED, StepKind.NULL)
-# Of a full step's work; a partial step's share depends on the network, so that a strip's speed-up is a bound then.
-SHARES = {
-    StepKind.FULL: 1.0,
-    StepKind.PARTIAL: 0.5,
-    StepKind.NULL: 0.08,
-    StepKind.EXTRAPOLATED: 0.2,
-    StepKind.FULL_CONDITIONAL: 0.5,
-    StepKind.PARTIAL_CONDITIONAL: 0.25,
-}
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ class Strip:
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON has it, with the colour, the height and the name of each kind of step."""
         kinds = {
-            kind.value: {"colour": COLOURS[kind], "height": SHARES[kind], "label": kind.label}
+            kind.value: {"colour": kind.colour, "height": kind.height, "label": kind.label}
             for kind in StepKind
             if kind.value in self.letters
         }

@@ -23,7 +23,8 @@ from ..run.null_steps.basis import DENOISED, DERIVATIVE, Rule
 from ..run.null_steps.extrapolation import PredictionHistory
 from ..run.plan import Plan
 from ..run.sampler import Solver
-from ..schedule.schedule import Schedule, StepKind
+from ..schedule.kinds import StepKind
+from ..schedule.schedule import Schedule
 
 TERMS = 3  # of a blend: held, linear, quadratic; a cubic one gained nothing in any trial
 _DIGITS = 4  # of a factor

@@ -15,7 +15,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ..schedule.schedule import Schedule, Segment, StepKind
+from ..schedule.kinds import StepKind
+from ..schedule.schedule import Schedule
+from ..schedule.segment import Segment
 
 
 def karras_levels(sigmas: Sequence[float], count: int, rho: float) -> list[float]:

@@ -15,7 +15,9 @@ import numpy as np
 
 from ..errors import FlexiError
 from ..run.null_steps.basis import Rule
-from ..schedule.schedule import Schedule, Segment, StepKind
+from ..schedule.kinds import StepKind
+from ..schedule.schedule import Schedule
+from ..schedule.segment import Segment
 from .answer import Answer
 from .simulation import TERMS, Arrival, Ground, Simulation, States
 from .trajectories import Recording

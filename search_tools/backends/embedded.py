@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,6 +34,11 @@ class EmbeddedBackend(SmallModelBackend):
 
     kind = "embedded"
     features: ClassifierFeatures
+
+    @classmethod
+    def open(cls, spec: Mapping[str, Any], settings: TeacherSettings) -> EmbeddedBackend:
+        """Return the back end of a `spec`, which says nothing more than its kind."""
+        return cls(settings)
 
     def __init__(self, settings: TeacherSettings, store_folder: Path | None = None) -> None:
         super().__init__(settings, DemoModel.load(), ClassifierFeatures(), store_folder)

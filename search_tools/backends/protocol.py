@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 
-from flexi_core.errors import FlexiError
 from flexi_core.run.cost import NetworkCost
 from flexi_core.tune import Runs, SampleProgress
 
@@ -52,25 +50,3 @@ class Backend(Runs, Protocol):
     def caption_accuracy(self, latents: torch.Tensor, seed: int) -> torch.Tensor | None:
         """Return for each sample whether its picture is what its prompt asks [N]; None where nothing here can read that."""
         ...
-
-
-def open_backend(spec: Mapping[str, Any], settings: TeacherSettings) -> Backend:
-    """Return the back end of a `Backend.spec`.
-
-    Raises:
-        FlexiError: the kind is not known, or the back end refuses its spec.
-    """
-    kind = spec.get("kind")
-    if kind == "embedded":
-        from .embedded import EmbeddedBackend
-
-        return EmbeddedBackend(settings)
-    if kind == "unet":
-        from .unet_file import UNetFileBackend
-
-        return UNetFileBackend.open(spec, settings)
-    if kind == "comfyui":
-        from .comfyui.backend import ComfyBackend
-
-        return ComfyBackend(**{key: value for key, value in spec.items() if key != "kind"})
-    raise FlexiError(f"unknown back end {kind!r}; known: embedded, unet, comfyui")

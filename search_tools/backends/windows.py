@@ -11,8 +11,9 @@ from flexi_core.run.null_steps.extrapolation import Observer
 from flexi_core.run.plan import Plan
 from flexi_core.run.replay import PredictionStore
 from flexi_core.run.sampler import SamplerTraits, Solver
+from flexi_core.schedule.kinds import StepKind
 from flexi_core.schedule.presets import all_full
-from flexi_core.schedule.schedule import Schedule, StepKind
+from flexi_core.schedule.schedule import Schedule
 from flexi_core.tune import BlendFitter, Observed
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flexi_core import load_schedule
+from flexi_core import StepKind, load_schedule
 
 from .. import console
 from .options import Json
@@ -28,16 +28,8 @@ def show(
         console.print_json(to_dict(schedule))
         return
     console.out.print(str(schedule), highlight=False, soft_wrap=True)
-    styles = {
-        "F": "white on blue",
-        "P": "black on cyan",
-        "N": "dim",
-        "X": "black on yellow",
-        "f": "white on magenta",
-        "p": "black on green",
-    }
     for at in range(0, len(schedule), 50):
-        line = "".join(f"[{styles[letter]}]{letter}[/]" for letter in schedule.letters[at : at + 50])
+        line = "".join(f"[{StepKind(letter).style}]{letter}[/]" for letter in schedule.letters[at : at + 50])
         console.out.print(f"{at + 1:>5}  {line}")
     for part in ("teacher", "measured", "provenance"):
         table = Table(title=part, title_justify="left", show_header=False)

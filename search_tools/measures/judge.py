@@ -9,8 +9,9 @@ import torch
 
 from flexi_core.metrics import bootstrap_interval, data_range, psnr_db, rfid, ssim
 from flexi_core.run.cost import predicted_speedup
+from flexi_core.schedule.kinds import StepKind
 from flexi_core.schedule.presets import all_full, deepcache, even, uniform
-from flexi_core.schedule.schedule import Schedule, StepKind
+from flexi_core.schedule.schedule import Schedule
 from flexi_core.tune import Samples
 
 from ..backends.protocol import Backend, Features

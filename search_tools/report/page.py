@@ -18,6 +18,7 @@ from flexi_core import __version__
 from flexi_core.errors import FlexiError
 from flexi_core.files import file_stem, replace_file
 from flexi_core.schedule.file import to_dict
+from flexi_core.schedule.kinds import StepKind
 from flexi_core.schedule.schedule import Schedule
 
 from ..backends.protocol import Backend
@@ -133,7 +134,7 @@ def _render(context: Mapping[str, Any]) -> str:
     environment.filters["number"] = _number
     # The library's own text, which is fit to stand in a script element; nothing of the study is in it.
     plotly = Markup(get_plotlyjs()) if context["charts"] else ""
-    return environment.get_template(_TEMPLATE).render(**context, plotly=plotly)
+    return environment.get_template(_TEMPLATE).render(**context, kinds={kind.value: kind for kind in StepKind}, plotly=plotly)
 
 
 def _number(value: float, form: str) -> str:

@@ -17,8 +17,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from flexi_core.errors import FlexiError
 from flexi_core.run.cost import NetworkCost, schedule_cost
 from flexi_core.run.null_steps.basis import DERIVATIVE
+from flexi_core.schedule.kinds import StepKind
 from flexi_core.schedule.presets import deepcache, segments_for_speedup, uniform
-from flexi_core.schedule.schedule import SMALLEST_GAP, Schedule, Segment, StepKind
+from flexi_core.schedule.schedule import SMALLEST_GAP, Schedule
+from flexi_core.schedule.segment import Segment
 from flexi_core.tune.levels import at_levels, even_edges, full_levels, karras_levels
 
 FAMILIES = ("paper", "paper-x", "free", "levels")

@@ -14,7 +14,8 @@ from typing import Any
 
 from flexi_core.errors import FlexiError
 
-from ..backends.protocol import Backend, open_backend
+from ..backends.protocol import Backend
+from ..backends.registry import open_backend
 from ..settings import SearchSettings
 
 _OF_A_WORKFLOW = ("graph", "node", "prompts", "clip_vision", "name")  # what a study may say of a run in ComfyUI

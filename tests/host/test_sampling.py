@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flexi_core import FlexiError
-from flexi_core.schedule.schedule import StepKind
+from flexi_core.schedule.kinds import StepKind
 
 SAMPLERS = ("euler", "dpmpp_2m", "heun", "euler_ancestral", "dpmpp_sde", "uni_pc", "lms", "ddim")
 MIXED = "2*(F)|FPX@2|FPN@3"  # 8 steps

@@ -29,11 +29,11 @@ from typing import Any
 import pytest
 from PIL import Image, ImageColor
 
-from flexi_core.run.timeline import COLOURS
+from flexi_core import StepKind
 
 PACK = Path(__file__).resolve().parents[2]
 DRIVER, EXPORTER = (Path(__file__).parent / name for name in ("driver.cjs", "export.cjs"))
-LETTERS = {ImageColor.getrgb(colour): kind.value for kind, colour in COLOURS.items()}
+LETTERS = {ImageColor.getrgb(kind.colour): kind.value for kind in StepKind}
 OLD, CLASSIC, VUE = VIEWS = ("old", "classic", "vue")
 # Without the tour, which would lie over the graph, and without a question at every change of tabs.
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.27.10", "Comfy.Queue.QPOV2": False}

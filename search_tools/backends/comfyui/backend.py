@@ -119,6 +119,11 @@ class ComfyBackend(BatchedBackend):
         if first.is_noiseless:
             log.warning("the sampling node adds no noise: every seed may give the same picture")
 
+    @classmethod
+    def open(cls, spec: Mapping[str, Any], settings: TeacherSettings) -> ComfyBackend:
+        """Return the back end of a `spec`; its settings are its workflow's."""
+        return cls(**{key: value for key, value in spec.items() if key != "kind"})
+
     @property
     def spec(self) -> dict[str, Any]:
         """What opens this back end again."""
