@@ -17,6 +17,7 @@ from .commands.show import show
 from .commands.stages import stages
 from .commands.storage_server import storage_server
 from .commands.train import train_demo
+from .commands.train_stages import train_stages
 from .commands.tune import tune
 from .commands.worker import worker
 
@@ -32,6 +33,7 @@ COMMANDS = {
     "pareto": pareto,
     "show": show,
     "stages": stages,
+    "train-stages": train_stages,
     "train-demo": train_demo,
 }
 
