@@ -348,7 +348,7 @@ class _OuterSample:
             raise solve.interrupted
         if traits is not None and not traits.keeps_levels:
             return _stood_down(f"{solve.name} chooses its own noise levels; use another sampler")
-        schedule, words, resolved, lesson = self.schedule, [], None, None
+        schedule, words, resolved, lesson, stages = self.schedule, [], None, None, _stages_in(guider)
         if isinstance(schedule, Learner):
             lesson = schedule.lesson(_facts(guider, traits, levels, solve, shape, noise))
             if lesson.schedule is None:
@@ -356,7 +356,7 @@ class _OuterSample:
             schedule, resolved = lesson.schedule, lesson.schedule
             words += lesson.words
         elif isinstance(schedule, Preset):
-            found = schedule.resolve(traits, levels, _is_guided(guider))
+            found = schedule.resolve(traits, levels, _is_guided(guider), bool(stages and stages.starts(levels)))
             if found.schedule is None:
                 return _Laid(None, found.words)
             schedule = resolved = found.schedule
@@ -381,9 +381,7 @@ class _OuterSample:
             )
         if differences and self.on_mismatch == "off":
             return _Laid(None, notes=(*_other_run(differences), "The schedule is off, as on_mismatch asks."))
-        options = guider.model_options.get("transformer_options", {})
-        staged = options.get(JOIN) or options.get(STAGED)
-        plan = make_plan(schedule, levels, traits or PLAIN, top, staged and staged.stages)
+        plan = make_plan(schedule, levels, traits or PLAIN, top, stages)
         if plan.lost:
             # A preset's own words say what to do.
             advice = "" if resolved else f" Use Flexi Preset, or a schedule for {len(levels) - 1} steps."
@@ -412,7 +410,16 @@ def _facts(
         "size": list(shape[2:]),
     }
     one = noise.numel() * noise.element_size() // max(noise.shape[0], 1)
-    return Facts(identity, traits, levels, solve, one, noise.shape[0])
+    stages = _stages_in(guider)
+    starts = () if stages is None else stages.starts(levels)
+    return Facts(identity, traits, levels, solve, one, noise.shape[0], starts)
+
+
+def _stages_in(guider: Any) -> Stages | None:
+    """Return the stages of the run that a guider makes; None where one network runs all of it."""
+    options = guider.model_options.get("transformer_options", {})
+    staged = options.get(JOIN) or options.get(STAGED)
+    return staged and staged.stages
 
 
 def _begun(*args: Any, **kwargs: Any) -> Again | None:
@@ -954,6 +961,10 @@ class _Join:
         ends = (float(getattr(sampling, "sigma_min", 0)), float(getattr(sampling, "sigma_max", 0)))
         return self.boundary.level(sigmas, lambda sigma: float(sampling.timestep(torch.tensor([sigma]))), ends)
 
+    def stages(self, sigmas: torch.Tensor, sampling: Any) -> Stages:
+        """Return the stages of a run [n + 1] of a model with this sampling."""
+        return Stages((self.level(sigmas.tolist(), sampling),), STAGE_NAMES)
+
     def grid(self, sigmas: torch.Tensor, sampling: Any) -> torch.Tensor:
         """Return a run's noise levels [n + 1], with the boundary among them where that is asked for."""
         levels = sigmas.tolist()
@@ -964,10 +975,10 @@ class _Join:
         guider = executor.class_obj
         patcher = guider.model_patcher
         sampling = patcher.get_model_object("model_sampling")
-        level, sigmas = self.level(sigmas.tolist(), sampling), self.grid(sigmas, sampling)
+        stages, sigmas = self.stages(sigmas, sampling), self.grid(sigmas, sampling)
         options = guider.model_options.setdefault("transformer_options", {})
         low = patcher.get_additional_models_with_key(JOIN)[0]
-        options[JOIN] = _Joined(Stages((level,), STAGE_NAMES), patcher, low, self.high_options)
+        options[JOIN] = _Joined(stages, patcher, low, self.high_options)
         self.leads = True
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -981,6 +992,20 @@ def levels_of(model: comfy.model_patcher.ModelPatcher, sigmas: torch.Tensor) -> 
     for join in model.get_wrappers(WrappersMP.OUTER_SAMPLE, JOIN):
         sigmas = join.grid(sigmas, model.get_model_object("model_sampling"))
     return sigmas
+
+
+def stages_of(model: comfy.model_patcher.ModelPatcher, sigmas: torch.Tensor) -> Stages | None:
+    """Return where the network of a model's run changes; None where it does not.
+
+    Args:
+        model: joined, with stages, or neither.
+        sigmas: of the run [n + 1], as `levels_of` has them.
+    """
+    for join in model.get_wrappers(WrappersMP.OUTER_SAMPLE, JOIN):
+        return join.stages(sigmas, model.get_model_object("model_sampling"))
+    for outer in model.get_wrappers(WrappersMP.OUTER_SAMPLE, STAGED):
+        return outer.args[0]
+    return None
 
 
 class _Joined:

@@ -18,7 +18,7 @@ from comfy.model_patcher import ModelPatcher
 
 from .errors import FlexiError
 from .fit import Trajectory
-from .host import HostSolver, apply_schedule, levels_of, packed, teacher_of
+from .host import HostSolver, apply_schedule, levels_of, packed, stages_of, teacher_of
 from .plan import Plan
 from .replay import PredictionStore
 from .sampler import SamplerTraits, Solver, probe
@@ -262,6 +262,12 @@ class HostRuns:
         self.traits: SamplerTraits = traits
         self._fitter = BlendFitter(self._spent, traits)
         self.first: dict[str, Any] = {}  # the samples of the first seed, by the text of their schedule
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Steps at which another network of the run begins."""
+        stages = stages_of(self._run.model, self.sigmas)
+        return () if stages is None else stages.starts(self.sigmas.tolist())
 
     @cached_property
     def identity(self) -> dict[str, Any]:

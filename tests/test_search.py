@@ -11,16 +11,22 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from flexi_core import FlexiError, Schedule
-from flexi_core.cost import NetworkCost
+from flexi_core.cost import NetworkCost, StagedCost, schedule_cost
 from flexi_core.demo.model import DemoModel
 from flexi_core.demo.sampling import sigmas_karras
-from flexi_core.presets import deepcache
+from flexi_core.demo.unet_file import FileModel
+from flexi_core.fingerprint import architecture_fingerprint, weights_fingerprint
+from flexi_core.presets import all_full, deepcache
+from flexi_core.stages.bounds import Stages
+from flexi_core.stages.embedded import EmbeddedParts, StagedModel
+from flexi_core.stages.network import make_decoder, save_stages
 from flexi_core.tune.levels import at_levels, full_levels, karras_levels, with_level
 from search_tools.embedded import EmbeddedBackend
 from search_tools.evolution import PAIRED_MARGIN, EvolutionSampler, near_best
 from search_tools.fitness import Fitness, stages_to
 from search_tools.judge import Judge, baselines
 from search_tools.settings import SearchSettings
+from search_tools.small_model import SmallModelBackend
 from search_tools.space import FAMILIES, Space
 from search_tools.strategies import ask_schedule
 from search_tools.study import best_of, open_study, run_search
@@ -101,6 +107,51 @@ def test_a_cut_run_keeps_a_full_step_for_each_window_and_has_no_other_space():
         Space(20, 10.0, COST, cuts=(5, 10))
     with pytest.raises(FlexiError, match="nothing is left of the space paper: each of the run's 2 windows"):
         Space(20, 2.0, COST, ("paper",), cuts=(10,))
+
+
+def test_full_steps_are_spent_where_networks_are_cheap():
+    cheap = NetworkCost(100.0)
+    cost = StagedCost.over([0] * 10 + [1] * 10, {0: NetworkCost(1900.0), 1: cheap})
+    assert cost.full_macs == 1000.0 and cost.at(9).full_macs == 1900.0 and cost.of(1) == cheap
+    space = Space(20, 4.0, cost, cuts=(10,))
+    assert space.full_steps == 12, "two dear ones and all ten cheap ones: 4800 of the 5000 that there are"
+    found = [*space.seeds(), *_walk(space, 150)]
+    for schedule in found:
+        letters = schedule.letters
+        macs = 1900 * letters[:10].count("F") + 100 * letters[10:].count("F")
+        assert schedule_cost(schedule, cost) == macs <= 5000 and letters[0] == letters[10] == "F"
+    most = max(schedule.letters.count("F") for schedule in found)
+    assert most > 5, "as many as an average step would leave room for"
+    assert [Space(20, speedup, COST).full_steps for speedup in (1.0, 3.0, 20.0)] == [20, 6, 1]
+
+
+def test_a_back_end_of_several_networks_counts_each_steps_own(tmp_path):
+    config = {
+        "in_channels": 3, "out_channels": 3, "model_channels": 32, "channel_mult": [1], "num_res_blocks": [1],
+        "transformer_depth": [0], "transformer_depth_output": [0, 0], "transformer_depth_middle": -1,
+    }  # fmt: skip
+    base = FileModel.untrained(config, (8, 8), tmp_path / "base.safetensors")
+    stages = Stages((2.0,), ("high", "low"))
+    decoders = [make_decoder(EmbeddedParts, base.unet_config, width, own_middle=False) for width in (64, 32)]
+    prints = {"architecture": architecture_fingerprint(base.unet), "weights": weights_fingerprint(base.unet)}
+    save_stages(tmp_path / "stages.safetensors", stages, decoders, base.unet_config, prints)
+
+    class Staged(SmallModelBackend):
+        kind = "staged"
+
+        def prompts(self, seed, count):
+            return None
+
+    model = StagedModel(base, tmp_path / "stages.safetensors")
+    backend = Staged(TeacherSettings("euler", "normal", 8, 1.0), model, None, tmp_path)
+    (start,) = backend.starts
+    high, low = (backend.cost.of(stage).full_macs for stage in range(2))
+    assert high > 1.5 * low and backend.cost.at(start - 1).full_macs == high and backend.cost.at(start).full_macs == low
+    schedule = Schedule.parse("F" + "X" * (start - 1) + "F" * (8 - start))
+    assert backend.sample(schedule, 0, 2).macs == 2 * schedule_cost(schedule, backend.cost) == 2 * (high + (8 - start) * low)
+    full = backend.sample(all_full(4), 0, 1, steps=4).macs
+    above = sum(stages.at(float(sigma)) == 0 for sigma in backend.grid(4)[:-1])
+    assert full == above * high + (4 - above) * low, "of another number of steps, where these lie"
 
 
 def test_the_papers_space_has_equal_segments_partial_steps_and_removed_nulls_only():
