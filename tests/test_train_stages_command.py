@@ -22,6 +22,7 @@ from flexi_core.stages.network import load_stages
 from flexi_core.stages.training import StageTrainer
 from search_tools import console
 from search_tools.cli import app
+from search_tools.noise_stages import data_of
 
 SMALL = ["--scratch", "--channels", "32", "--mult", "1,1", "--blocks", "0,1", "--size", "8", "--data", "20", "--batch", "2"]
 CUTS = ["--boundaries", "6.07,2.18"]
@@ -71,6 +72,7 @@ def test_pictures_of_a_folder_and_of_a_folder_for_each_class(flexi, tmp_path):
     assert nameless.exit_code == 2 and "under what licence, --licence" in nameless.output
     done(flexi("flat/a", *small, "--licence", "CC0", "--json"))
     assert load_stages(tmp_path / "flexi_stage_training" / "stages.safetensors").licence == "CC0"
+    assert len(data_of("flat/a", 2, (8, 8), 0)) == 2
 
     config = {
         "in_channels": 3,
