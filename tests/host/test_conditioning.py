@@ -424,7 +424,8 @@ def test_a_control_net_over_a_joined_pair_is_that_of_two_windows(
     first, second = (apply(each, text)[0] for each in (sd15_model, other))
     half = host.sample(first, noise=noise, last_step=3, **options)
     whole = host.sample(second, noise=half * 0, latent_image=half, start_step=3, disable_noise=True, **options)
-    assert torch.equal(made, whole), str(handle.report)
+    # The latent is scaled on its way between two nodes, which rounds.
+    assert (made - whole).abs().max() < 1e-4 * made.abs().max(), str(handle.report)
     assert handle.report.letters[3] == "F" and len(handle.report.stages) == 2
     plain, _ = controlled(control_net(sd15_model), strength=0.0)
     assert not torch.equal(made, host.sample(model, noise=noise, **{**options, "positive": plain, "negative": plain}))
