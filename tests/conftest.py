@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from flexi_core import Schedule, Segment, StepKind
 from flexi_core.demo.captions import TABLE_ROWS
 from flexi_core.demo.model import DemoModel, training_sigmas
 from flexi_core.demo.unet import UNet
+from flexi_core.demo.unet_config import unet_arguments
 from flexi_core.plan import make_plan
 from flexi_core.run import Run
 from flexi_core.unet_steps import NetworkCall
@@ -32,6 +35,19 @@ TINY = {
     "context_dim": 8,
 }
 TINY_BLOCKS = 4
+# As the host's checkpoints say it: without conditioning, for latents of 8x8.
+TINY_FILE = {
+    "image_size": 8,
+    "in_channels": 3,
+    "out_channels": 3,
+    "model_channels": 32,
+    "channel_mult": [1, 1],
+    "num_res_blocks": 1,
+    "transformer_depth": [0, 0],
+    "transformer_depth_output": [0, 0, 0, 0],
+    "transformer_depth_middle": -1,
+    "num_heads": 2,
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -104,6 +120,18 @@ def tiny_model(unet: UNet) -> DemoModel:
     """The embedded model untrained and tiny: enough for every law that does not speak of pictures."""
     table = torch.randn(TABLE_ROWS, 8, generator=torch.Generator().manual_seed(2))
     return DemoModel(unet, table, dict(TINY), training_sigmas("linear 0.00085 0.012"))
+
+
+@pytest.fixture(scope="session")
+def unet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random U-Net's file, for `flexi search --unet`: what is no law of pictures is searched on it, at cfg 1."""
+    path = tmp_path_factory.mktemp("unet") / "tiny.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: value.shape for name, value in UNet(**unet_arguments(TINY_FILE)).state_dict().items()}
+    weights = {name: torch.randn(shape, generator=generator) * 0.2 for name, shape in shapes.items()}
+    said = {"unet_config": json.dumps(TINY_FILE), "prediction": "eps", "beta_schedule": "linear 0.00085 0.012"}
+    save_file(weights, path, metadata=said)
+    return path
 
 
 class GaussianData:

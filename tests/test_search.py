@@ -1,4 +1,4 @@
-"""Laws of the search: its space, its evolution, its studies; on the embedded model with very short runs."""
+"""Laws of the search: its space, its evolution, its studies; on a tiny U-Net with very short runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from flexi_core import FlexiError, Schedule
 from flexi_core.cost import NetworkCost
 from flexi_core.demo.model import DemoModel
 from flexi_core.demo.sampling import sigmas_karras
+from flexi_core.demo.unet_file import FileModel
 from flexi_core.presets import deepcache
 from flexi_core.tune.levels import at_levels, full_levels, karras_levels, with_level
 from search_tools.embedded import EmbeddedBackend
@@ -25,6 +26,7 @@ from search_tools.space import FAMILIES, Space
 from search_tools.strategies import ask_schedule
 from search_tools.study import best_of, open_study, run_search
 from search_tools.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings, TeacherStore
+from search_tools.unet_file import UNetFileBackend
 
 # Partial steps of depth 1, 2, 3 cost 8, 22 and 38 % of a full one.
 COST = NetworkCost(1000.0, {("input", 0): 80.0, ("input", 1): 140.0, ("input", 2): 160.0, ("input", 3): 620.0,
@@ -32,8 +34,8 @@ COST = NetworkCost(1000.0, {("input", 0): 80.0, ("input", 1): 140.0, ("input", 2
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory):
-    return EmbeddedBackend(TeacherSettings(steps=6), tmp_path_factory.mktemp("teacher"))
+def backend(unet_file, tmp_path_factory):
+    return UNetFileBackend(TeacherSettings(steps=6, cfg=1.0), FileModel.load(unet_file), tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +43,21 @@ def fitness(backend):
     return Fitness(backend, (1, 3))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def space(backend):
     return Space(6, 2.0, backend.cost)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def settings(backend):
     return SearchSettings.of(backend, 2.0, samples=8, seed=5)
+
+
+@pytest.fixture(scope="module")
+def whole(space, fitness, settings, tmp_path_factory):
+    """An uninterrupted search of 15 candidates."""
+    study = open_study(f"sqlite:///{tmp_path_factory.mktemp('whole')}/a.db", "whole", settings)
+    return run_search(study, space, fitness, evaluations=15)
 
 
 def _grid(steps: int) -> tuple[float, ...]:
@@ -294,14 +303,12 @@ def _texts(result):
     return [str(c.schedule) for c in result.candidates]
 
 
-def test_a_resumed_search_equals_an_uninterrupted_one(space, fitness, settings, tmp_path):
-    whole = open_study(f"sqlite:///{tmp_path}/a.db", "whole", settings)
+def test_a_resumed_search_equals_an_uninterrupted_one(space, fitness, settings, whole, tmp_path):
     parts = open_study(f"sqlite:///{tmp_path}/b.db", "parts", settings)
-    expected = run_search(whole, space, fitness, evaluations=15)
     run_search(parts, space, fitness, evaluations=6)
     resumed = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "parts", settings), space, fitness, evaluations=15)
-    assert _texts(resumed) == _texts(expected)
-    assert resumed.best == expected.best
+    assert _texts(resumed) == _texts(whole)
+    assert resumed.best == whole.best
 
 
 class _Interrupted(Fitness):
@@ -319,14 +326,15 @@ class _Interrupted(Fitness):
 
 
 @pytest.mark.parametrize("at", [5, 13])  # within a generation, and on the first candidate of one
-def test_an_interrupted_search_keeps_what_it_found_and_draws_the_lost_candidate_again(space, fitness, settings, tmp_path, at):
+def test_an_interrupted_search_keeps_what_it_found_and_draws_the_lost_candidate_again(
+    space, fitness, settings, whole, tmp_path, at
+):
     study = open_study(f"sqlite:///{tmp_path}/a.db", "s", settings)
     stopped = run_search(study, space, _Interrupted(fitness, at), evaluations=15)
     assert stopped.interrupted and len(stopped.candidates) == at - 1 and stopped.best is not None
     assert all(trial.state.is_finished() for trial in study.trials)
     resumed = run_search(study, space, fitness, evaluations=15)
-    whole = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "s", settings), space, fitness, evaluations=15)
-    assert _texts(resumed) == _texts(whole)
+    assert _texts(resumed) == _texts(whole) and resumed.best == whole.best
 
 
 def test_the_best_parent_comes_first_whenever_it_is_asked_for():
@@ -348,7 +356,7 @@ def test_a_killed_run_leaves_no_running_trial_behind(space, fitness, settings, t
 
 
 def test_a_screened_candidate_has_no_fitness_and_is_never_the_best(space, fitness, settings, tmp_path):
-    study = open_study(f"sqlite:///{tmp_path}/a.db", "s", settings)
+    study = open_study(f"sqlite:///{tmp_path}/a.db", "s", replace(settings, move=False))
     result = run_search(study, space, fitness, evaluations=20)
     screened = [c for c in result.candidates if c.evaluation is None]
     judged = [c for c in result.candidates if c.evaluation is not None]
@@ -410,7 +418,8 @@ def test_the_teacher_is_stored_once_and_read_back(backend, tmp_path):
     assert TeacherStore(TeacherSettings(cfg=2.0), {"model": "m"}, tmp_path).get(0, 3) is None
 
 
-def test_search_and_judge_never_see_the_same_sample(backend):
+def test_search_and_judge_never_see_the_same_sample(tmp_path):
+    backend = EmbeddedBackend(TeacherSettings(steps=6), tmp_path)
     search, judge = backend.attributes(SEARCH_SEEDS, 64), backend.attributes(JUDGE_SEEDS, 64)
     assert (search != judge).any()
     assert JUDGE_SEEDS - SEARCH_SEEDS > 100_000
