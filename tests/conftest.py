@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import random
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -132,6 +135,54 @@ def unet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = {"unet_config": json.dumps(TINY_FILE), "prediction": "eps", "beta_schedule": "linear 0.00085 0.012"}
     save_file(weights, path, metadata=said)
     return path
+
+
+_FLEXI = """
+import os, signal, sys
+for number, file in enumerate({files!r}, 1):
+    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+os.chdir({folder!r})
+os.environ["FLEXI_CACHE"] = os.path.join({folder!r}, "cache")
+# A shell's background job ignores Ctrl-C, and so do its children unless they ask for it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = ["flexi", *{args!r}]
+from search_tools.cli import app
+app()
+"""
+
+
+class FlexiProcess:
+    """A command of `flexi` in a process of its own, with what of `subprocess.Popen` the tests need."""
+
+    def __init__(self, context: multiprocessing.context.ForkServerContext, args: list[str], folder: Path, files: Path) -> None:
+        self._files = [str(files / name) for name in ("stdout", "stderr")]
+        code = _FLEXI.format(files=self._files, folder=str(folder), args=args)
+        self._process = context.Process(target=exec, args=(code, {}))
+        self._process.start()
+        self.pid, self.kill = self._process.pid, self._process.kill
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    poll = returncode.fget
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, ...]:
+        """Wait for the end; return stdout and stderr."""
+        self._process.join(timeout)
+        assert self.poll() is not None, f"it has not ended in {timeout} s"
+        return tuple(Path(file).read_text(encoding="utf-8") if Path(file).exists() else "" for file in self._files)
+
+
+@pytest.fixture(scope="session")
+def start_flexi(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str], Path], FlexiProcess]:
+    """A function of (arguments, folder) that starts `flexi` there; forked from a process that has imported it already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["search_tools.cli", "search_tools.commands.running", "search_tools.unet_file"])
+    return lambda args, folder: FlexiProcess(context, args, folder, tmp_path_factory.mktemp("process"))
 
 
 class GaussianData:
