@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ from flexi_core.demo.unet_config import unet_arguments
 from flexi_core.plan import make_plan
 from flexi_core.run import Run
 from flexi_core.unet_steps import NetworkCall
+from search_tools.embedded import EmbeddedBackend
+from search_tools.teacher import TeacherSettings
 
 TINY = {
     "in_channels": 3,
@@ -57,6 +60,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", help="write the table of what was tested in the host to this Markdown file")
     parser.addoption("--saved-workflows", help="write how many saved workflows are what the page makes of them to this file")
     parser.addoption("--screens", help="keep pictures of the page as tests see it in this folder")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced_sqlite() -> Iterator[None]:
+    """Let SQLite not wait for the disk in this process: what a loss of power leaves of a study is no law of these tests."""
+    try:
+        from sqlalchemy import Engine, event
+    except ImportError:  # the search's packages are not installed
+        yield
+        return
+
+    def relax(connection: object, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", relax)
+    yield
+    event.remove(Engine, "connect", relax)
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +144,32 @@ def tiny_model(unet: UNet) -> DemoModel:
     """The embedded model untrained and tiny: enough for every law that does not speak of pictures."""
     table = torch.randn(TABLE_ROWS, 8, generator=torch.Generator().manual_seed(2))
     return DemoModel(unet, table, dict(TINY), training_sigmas("linear 0.00085 0.012"))
+
+
+@pytest.fixture
+def tiny_embedded(tiny_model: DemoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the tiny model be the embedded one, where a law does not speak of what the embedded one draws."""
+    monkeypatch.setattr(DemoModel, "load", lambda: tiny_model)
+
+
+@pytest.fixture(scope="session")
+def small_model() -> DemoModel:
+    """The embedded model for latents of 16x16: trained answers at a quarter of the work, in which nothing is to be seen."""
+    model = DemoModel.load()
+    model.latent_shape = (3, 16, 16)
+    return model
+
+
+@pytest.fixture(scope="session")
+def backend_on(tmp_path_factory: pytest.TempPathFactory):
+    """A function of (model, settings, kind): the embedded back end on another model, with a teacher's store of its own."""
+
+    def make(model: DemoModel, settings: TeacherSettings, kind: type[EmbeddedBackend] = EmbeddedBackend) -> EmbeddedBackend:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DemoModel, "load", lambda: model)
+            return kind(settings, tmp_path_factory.mktemp("teacher"))
+
+    return make
 
 
 @pytest.fixture(scope="session")
