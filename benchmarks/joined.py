@@ -24,10 +24,10 @@ import typer
 from scene_host import open_comfy
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flexi_core.demo.captions import embed_captions, token_rows
+from flexi_core.demo.captions import embed_captions
 from flexi_core.demo.model import TOKEN_TABLE, DemoModel, read_weights
-from flexi_core.demo.scenes import FREE, captions_of, random_attributes, render
-from flexi_core.demo.train import DROP_ALL, DROP_ONE, MAX_WEIGHT, METADATA, NOISE_SPREAD, SIGMA_DATA
+from flexi_core.demo.scenes import FREE, captions_of, random_attributes
+from flexi_core.demo.train import METADATA, NOISE_SPREAD, draw_scenes, loss_weight
 from flexi_core.metrics import psnr_db
 from flexi_core.runtime.sampling import make_noise
 from flexi_core.schedule.presets import Preset
@@ -46,11 +46,8 @@ app = typer.Typer(add_completion=False)
 
 def _loss(model: DemoModel, rows: int, span: tuple[int, int], rng: torch.Generator) -> torch.Tensor:
     """Return the weighted loss of eps on fresh scenes at timesteps of a span, as the embedded model was trained."""
-    attributes = random_attributes(rows, rng)
-    x0 = render(attributes, rng)
-    drop = torch.rand(rows, 5, generator=rng) < DROP_ONE
-    drop |= torch.rand(rows, 1, generator=rng) < DROP_ALL
-    context = model.token_table[token_rows(attributes.masked_fill(drop, FREE))]
+    x0, tokens = draw_scenes(rows, rng)
+    context = model.token_table[tokens]
     low, high = span
     t = (low + (torch.arange(rows) + torch.rand(rows, generator=rng)) * ((high - low) / rows)).long()
     sigma = model.sigmas[t].view(-1, 1, 1, 1)
@@ -58,8 +55,7 @@ def _loss(model: DemoModel, rows: int, span: tuple[int, int], rng: torch.Generat
     x = (x0 + sigma * noise) / (sigma**2 + 1).sqrt()
     with torch.autocast("cpu", torch.bfloat16):
         eps = model.unet(x, t, context)
-    weight = ((sigma**2 + SIGMA_DATA**2) / SIGMA_DATA**2).clamp(max=MAX_WEIGHT)
-    return (weight * (eps.float() - noise).square()).mean()
+    return (loss_weight(sigma) * (eps.float() - noise).square()).mean()
 
 
 @torch.no_grad()

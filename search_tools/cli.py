@@ -52,6 +52,10 @@ COMMANDS = {
         "stages.stages",
         "Find the noise levels at which one network should give way to another (multi-stage framework, arXiv 2312.09181).",
     ),
+    "train-stages": (
+        "train_stages.train_stages",
+        "Train decoders for stages of noise levels, from a base or from scratch (multi-stage framework, arXiv 2312.09181).",
+    ),
     "train-demo": (
         "train.train_demo",
         "Train the embedded model and its classifier anew, from procedural scenes, and judge them as they were accepted.",

@@ -89,7 +89,7 @@ def data_of(source: str, count: int, size: Sequence[int], seed: int) -> torch.Te
         return scenes(count, seed)
     folder = Path(source)
     files = sorted(path for path in folder.iterdir() if path.suffix in LATENT_SUFFIXES) if folder.is_dir() else []
-    return _latents(files)[:count] if files else folder_images(folder, *size)[:count]
+    return _latents(files)[:count] if files else folder_images(folder, *size, count)
 
 
 def _latents(files: Sequence[Path]) -> torch.Tensor:

@@ -137,7 +137,7 @@ class SearchSettings:
             cost: of the network.
             sigmas: of the teacher [n + 1]; without them there is no family `levels`.
             sampler: what the teacher's does.
-            cuts: steps of the teacher at which one window of it ends and the next begins.
+            cuts: steps of the teacher at which one window or network of it ends and the next begins.
 
         Raises:
             FlexiError: the sampler or the windows leave nothing of the families.

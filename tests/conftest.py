@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from flexi_core import Schedule, Segment, StepKind
 from flexi_core.demo.captions import TABLE_ROWS
@@ -18,6 +24,9 @@ from flexi_core.networks.unet import NetworkCall
 from flexi_core.run.plan import make_plan
 from flexi_core.run.run import Run
 from flexi_core.runtime.unet import UNet
+from flexi_core.runtime.unet_config import unet_arguments
+from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.teacher import TeacherSettings
 
 TINY = {
     "in_channels": 3,
@@ -32,6 +41,19 @@ TINY = {
     "context_dim": 8,
 }
 TINY_BLOCKS = 4
+# As the host's checkpoints say it: without conditioning, for latents of 8x8.
+TINY_FILE = {
+    "image_size": 8,
+    "in_channels": 3,
+    "out_channels": 3,
+    "model_channels": 32,
+    "channel_mult": [1, 1],
+    "num_res_blocks": 1,
+    "transformer_depth": [0, 0],
+    "transformer_depth_output": [0, 0, 0, 0],
+    "transformer_depth_middle": -1,
+    "num_heads": 2,
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +61,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--saved-workflows", help="write how many saved workflows are what the page makes of them to this file")
     parser.addoption("--commands", help="write the page of the command line to this file")
     parser.addoption("--screens", help="keep pictures of the page as tests see it in this folder")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced_sqlite() -> Iterator[None]:
+    """Let SQLite not wait for the disk in this process: what a loss of power leaves of a study is no law of these tests."""
+    try:
+        from sqlalchemy import Engine, event
+    except ImportError:  # the search's packages are not installed
+        yield
+        return
+
+    def relax(connection: object, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", relax)
+    yield
+    event.remove(Engine, "connect", relax)
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +145,92 @@ def tiny_model(unet: UNet) -> DemoModel:
     """The embedded model untrained and tiny: enough for every law that does not speak of pictures."""
     table = torch.randn(TABLE_ROWS, 8, generator=torch.Generator().manual_seed(2))
     return DemoModel(unet, table, dict(TINY), training_sigmas("linear 0.00085 0.012"))
+
+
+@pytest.fixture
+def tiny_embedded(tiny_model: DemoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the tiny model be the embedded one, where a law does not speak of what the embedded one draws."""
+    monkeypatch.setattr(DemoModel, "load", lambda: tiny_model)
+
+
+@pytest.fixture(scope="session")
+def small_model() -> DemoModel:
+    """The embedded model for latents of 16x16: trained answers at a quarter of the work, in which nothing is to be seen."""
+    model = DemoModel.load()
+    model.latent_shape = (3, 16, 16)
+    return model
+
+
+@pytest.fixture(scope="session")
+def backend_on(tmp_path_factory: pytest.TempPathFactory):
+    """A function of (model, settings, kind): the embedded back end on another model, with a teacher's store of its own."""
+
+    def make(model: DemoModel, settings: TeacherSettings, kind: type[EmbeddedBackend] = EmbeddedBackend) -> EmbeddedBackend:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DemoModel, "load", lambda: model)
+            return kind(settings, tmp_path_factory.mktemp("teacher"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def unet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random U-Net's file, for `flexi search --unet`: what is no law of pictures is searched on it, at cfg 1."""
+    path = tmp_path_factory.mktemp("unet") / "tiny.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: value.shape for name, value in UNet(**unet_arguments(TINY_FILE)).state_dict().items()}
+    weights = {name: torch.randn(shape, generator=generator) * 0.2 for name, shape in shapes.items()}
+    said = {"unet_config": json.dumps(TINY_FILE), "prediction": "eps", "beta_schedule": "linear 0.00085 0.012"}
+    save_file(weights, path, metadata=said)
+    return path
+
+
+_FLEXI = """
+import os, signal, sys
+for number, file in enumerate({files!r}, 1):
+    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+os.chdir({folder!r})
+os.environ["FLEXI_CACHE"] = os.path.join({folder!r}, "cache")
+# A shell's background job ignores Ctrl-C, and so do its children unless they ask for it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = ["flexi", *{args!r}]
+from search_tools.cli import app
+app()
+"""
+
+
+class FlexiProcess:
+    """A command of `flexi` in a process of its own, with what of `subprocess.Popen` the tests need."""
+
+    def __init__(self, context: multiprocessing.context.ForkServerContext, args: list[str], folder: Path, files: Path) -> None:
+        self._files = [str(files / name) for name in ("stdout", "stderr")]
+        code = _FLEXI.format(files=self._files, folder=str(folder), args=args)
+        self._process = context.Process(target=exec, args=(code, {}))
+        self._process.start()
+        self.pid, self.kill = self._process.pid, self._process.kill
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    poll = returncode.fget
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, ...]:
+        """Wait for the end; return stdout and stderr."""
+        self._process.join(timeout)
+        assert self.poll() is not None, f"it has not ended in {timeout} s"
+        return tuple(Path(file).read_text(encoding="utf-8") if Path(file).exists() else "" for file in self._files)
+
+
+@pytest.fixture(scope="session")
+def start_flexi(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str], Path], FlexiProcess]:
+    """A function of (arguments, folder) that starts `flexi` there; forked from a process that has imported it already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["search_tools.cli", "search_tools.commands.running", "search_tools.backends.unet_file"])
+    return lambda args, folder: FlexiProcess(context, args, folder, tmp_path_factory.mktemp("process"))
 
 
 class GaussianData:

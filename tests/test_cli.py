@@ -47,7 +47,7 @@ sys.meta_path.insert(0, Watch())
     assert ran.stdout == f"seen {found}\n", ran.stderr
 
 
-def test_search_evaluate_and_show_work_on_one_file(flexi, tmp_path):
+def test_search_evaluate_and_show_work_on_one_file(flexi, tiny_embedded, tmp_path):
     found = flexi("search", *SMALL, "--evaluations", 2, "--out", "s.json", "--json")
     assert found.exit_code == 0, found.output
     result = json.loads(found.stdout)
@@ -106,7 +106,7 @@ def test_show_prints_whatever_a_file_says(flexi, tmp_path):
     assert result.exit_code == 0 and "[/x] [red]" in result.stdout
 
 
-def test_evaluate_takes_a_depth_that_the_network_does_not_have(flexi, tmp_path):
+def test_evaluate_takes_a_depth_that_the_network_does_not_have(flexi, tiny_embedded, tmp_path):
     teacher = {"model": "embedded", "sampler": "euler", "scheduler": "normal", "steps": 4, "cfg": 3.0}
     save_schedule(Schedule.parse("FPPP@6").with_info(teacher=teacher), tmp_path / "s.json")
     result = flexi("evaluate", "s.json", "--samples", 2, "--json")
@@ -120,7 +120,7 @@ def test_a_schedule_for_another_model_is_not_judged_on_the_embedded_one(flexi, t
     assert result.exit_code == 2 and "made for an unnamed model" in result.stderr
 
 
-def test_evaluate_puts_several_files_of_one_run_into_one_table(flexi, tmp_path):
+def test_evaluate_puts_several_files_of_one_run_into_one_table(flexi, tiny_embedded, tmp_path):
     teacher = {"model": "embedded", "sampler": "euler", "scheduler": "normal", "steps": 4, "cfg": 3.0}
     save_schedule(Schedule.parse("FXFX").with_info(teacher=teacher), tmp_path / "a.json")
     save_schedule(Schedule.parse("FNFN").with_info(teacher=teacher), tmp_path / "b.json")

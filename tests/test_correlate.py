@@ -1,4 +1,4 @@
-"""Laws of the comparison of cheap fitnesses with true FID; on the embedded model with very short runs."""
+"""Laws of the comparison of cheap fitnesses with true FID; on a tiny model with very short runs."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Counting(EmbeddedBackend):
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory):
-    backend = Counting(TeacherSettings(steps=6), tmp_path_factory.mktemp("teacher"))
+def backend(backend_on, tiny_model):
+    backend = backend_on(tiny_model, TeacherSettings(steps=6), Counting)
     backend.asked = []
     return backend
 
@@ -150,7 +150,7 @@ def test_a_budget_with_too_few_schedules_is_refused(backend, reference, tmp_path
         correlate(backend, torch.zeros(9, 64), CorrelateSettings((6,), 50, (2,), 4), tmp_path)
 
 
-def test_the_command_writes_table_candidates_and_plot(tmp_path, monkeypatch):
+def test_the_command_writes_table_candidates_and_plot(tiny_embedded, tmp_path, monkeypatch):
     monkeypatch.setenv("FLEXI_CACHE", str(tmp_path / "cache"))
     args = ["correlate", "--steps", 4, "--speedups", "2", "--each", 3, "--counts", "2,4", "--fid-samples", 4, "--scenes", 20]
     args = [*map(str, args), "--folder", str(tmp_path / "out")]

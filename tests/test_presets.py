@@ -167,6 +167,31 @@ def test_samplers_that_nothing_serves_are_sampled_plainly_with_one_sentence(samp
     assert Preset("all-full").resolve(sampler, levels(20), True).schedule == all_full(20)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "asked", "taken"),
+    [("euler", "3x", "3x"), ("euler", "5x", "3x"), ("dpmpp_2m", "3x", "2x"), ("dpmpp_2m", "2x", "2x")],
+)
+def test_over_two_networks_a_preset_is_no_larger_than_it_is_known_to_be_ahead(sampler, asked, taken):
+    sigmas = torch.tensor(levels(20))
+    found, plain = (
+        Preset(name).resolve(traits_of(sampler, sigmas), sigmas.tolist(), True, changes)
+        for name, changes in ((asked, True), (taken, False))
+    )
+    assert found.schedule == plain.schedule and len(plain.schedule) == 20
+    said = f"{taken} in place of {asked}, which is not known to be ahead where the network changes within the run."
+    assert found.words == ((said, *plain.words) if asked != taken else plain.words)
+    assert Preset("deepcache").resolve(PLAIN, sigmas.tolist(), True, True).schedule.letters.startswith("FPP")
+
+
+def test_over_two_networks_a_sampler_that_was_not_measured_there_takes_the_next_smaller_preset():
+    sigmas = torch.tensor(levels(20))
+    kind = SamplerTraits(memory=7)
+    assert Preset("1.25x").resolve(kind, sigmas.tolist(), True, True).schedule is None
+    for asked, taken in (("2x", "1.5x"), ("5x", "3x")):
+        words = Preset(asked).resolve(kind, sigmas.tolist(), True, True).words
+        assert words == Preset(taken).resolve(kind, sigmas.tolist(), True).words, "nothing is known of it at all"
+
+
 def test_a_preset_for_other_steps_says_so_and_promises_nothing():
     for name in PRESETS:
         found = Preset(name, 20).resolve(PLAIN, levels(8), True)

@@ -1,4 +1,4 @@
-"""Laws of the search: its space, its evolution, its studies; on the embedded model with very short runs."""
+"""Laws of the search: its space, its evolution, its studies; on a tiny U-Net with very short runs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from optuna.trial import TrialState
 
 from flexi_core import FlexiError, Schedule
 from flexi_core.demo.model import DemoModel
-from flexi_core.run.cost import NetworkCost
+from flexi_core.networks.fingerprint import architecture_fingerprint, weights_fingerprint
+from flexi_core.run.cost import NetworkCost, StagedCost, schedule_cost
+from flexi_core.runtime.file_model import FileModel
 from flexi_core.runtime.sampling import sigmas_karras
-from flexi_core.schedule.presets import deepcache
+from flexi_core.schedule.presets import all_full, deepcache
+from flexi_core.stages.bounds import Stages
+from flexi_core.stages.embedded import EmbeddedParts, StagedModel
+from flexi_core.stages.network import make_decoder, save_stages
 from flexi_core.tune.levels import at_levels, full_levels, karras_levels, with_level
 from search_tools.backends.embedded import EmbeddedBackend
+from search_tools.backends.small_model import SmallModelBackend
 from search_tools.backends.teacher import JUDGE_SEEDS, SEARCH_SEEDS, TeacherSettings, TeacherStore
+from search_tools.backends.unet_file import UNetFileBackend
 from search_tools.fitness import Fitness, stages_to
 from search_tools.measures.judge import Judge, baselines
 from search_tools.settings import SearchSettings
@@ -32,8 +39,8 @@ COST = NetworkCost(1000.0, {("input", 0): 80.0, ("input", 1): 140.0, ("input", 2
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory):
-    return EmbeddedBackend(TeacherSettings(steps=6), tmp_path_factory.mktemp("teacher"))
+def backend(unet_file, tmp_path_factory):
+    return UNetFileBackend(TeacherSettings(steps=6, cfg=1.0), FileModel.load(unet_file), tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +48,21 @@ def fitness(backend):
     return Fitness(backend, (1, 3))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def space(backend):
     return Space(6, 2.0, backend.cost)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def settings(backend):
     return SearchSettings.of(backend, 2.0, samples=8, seed=5)
+
+
+@pytest.fixture(scope="module")
+def whole(space, fitness, settings, tmp_path_factory):
+    """An uninterrupted search of 15 candidates."""
+    study = open_study(f"sqlite:///{tmp_path_factory.mktemp('whole')}/a.db", "whole", settings)
+    return run_search(study, space, fitness, evaluations=15)
 
 
 def _grid(steps: int) -> tuple[float, ...]:
@@ -101,6 +115,51 @@ def test_a_cut_run_keeps_a_full_step_for_each_window_and_has_no_other_space():
         Space(20, 10.0, COST, cuts=(5, 10))
     with pytest.raises(FlexiError, match="nothing is left of the space paper: each of the run's 2 windows"):
         Space(20, 2.0, COST, ("paper",), cuts=(10,))
+
+
+def test_full_steps_are_spent_where_networks_are_cheap():
+    cheap = NetworkCost(100.0)
+    cost = StagedCost.over([0] * 10 + [1] * 10, {0: NetworkCost(1900.0), 1: cheap})
+    assert cost.full_macs == 1000.0 and cost.at(9).full_macs == 1900.0 and cost.of(1) == cheap
+    space = Space(20, 4.0, cost, cuts=(10,))
+    assert space.full_steps == 12, "two dear ones and all ten cheap ones: 4800 of the 5000 that there are"
+    found = [*space.seeds(), *_walk(space, 150)]
+    for schedule in found:
+        letters = schedule.letters
+        macs = 1900 * letters[:10].count("F") + 100 * letters[10:].count("F")
+        assert schedule_cost(schedule, cost) == macs <= 5000 and letters[0] == letters[10] == "F"
+    most = max(schedule.letters.count("F") for schedule in found)
+    assert most > 5, "as many as an average step would leave room for"
+    assert [Space(20, speedup, COST).full_steps for speedup in (1.0, 3.0, 20.0)] == [20, 6, 1]
+
+
+def test_a_back_end_of_several_networks_counts_each_steps_own(tmp_path):
+    config = {
+        "in_channels": 3, "out_channels": 3, "model_channels": 32, "channel_mult": [1], "num_res_blocks": [1],
+        "transformer_depth": [0], "transformer_depth_output": [0, 0], "transformer_depth_middle": -1,
+    }  # fmt: skip
+    base = FileModel.untrained(config, (8, 8), tmp_path / "base.safetensors")
+    stages = Stages((2.0,), ("high", "low"))
+    decoders = [make_decoder(EmbeddedParts, base.unet_config, width, own_middle=False) for width in (64, 32)]
+    prints = {"architecture": architecture_fingerprint(base.unet), "weights": weights_fingerprint(base.unet)}
+    save_stages(tmp_path / "stages.safetensors", stages, decoders, base.unet_config, prints)
+
+    class Staged(SmallModelBackend):
+        kind = "staged"
+
+        def prompts(self, seed, count):
+            return None
+
+    model = StagedModel(base, tmp_path / "stages.safetensors")
+    backend = Staged(TeacherSettings("euler", "normal", 8, 1.0), model, None, tmp_path)
+    (start,) = backend.starts
+    high, low = (backend.cost.of(stage).full_macs for stage in range(2))
+    assert high > 1.5 * low and backend.cost.at(start - 1).full_macs == high and backend.cost.at(start).full_macs == low
+    schedule = Schedule.parse("F" + "X" * (start - 1) + "F" * (8 - start))
+    assert backend.sample(schedule, 0, 2).macs == 2 * schedule_cost(schedule, backend.cost) == 2 * (high + (8 - start) * low)
+    full = backend.sample(all_full(4), 0, 1, steps=4).macs
+    above = sum(stages.at(float(sigma)) == 0 for sigma in backend.grid(4)[:-1])
+    assert full == above * high + (4 - above) * low, "of another number of steps, where these lie"
 
 
 def test_the_papers_space_has_equal_segments_partial_steps_and_removed_nulls_only():
@@ -294,14 +353,12 @@ def _texts(result):
     return [str(c.schedule) for c in result.candidates]
 
 
-def test_a_resumed_search_equals_an_uninterrupted_one(space, fitness, settings, tmp_path):
-    whole = open_study(f"sqlite:///{tmp_path}/a.db", "whole", settings)
+def test_a_resumed_search_equals_an_uninterrupted_one(space, fitness, settings, whole, tmp_path):
     parts = open_study(f"sqlite:///{tmp_path}/b.db", "parts", settings)
-    expected = run_search(whole, space, fitness, evaluations=15)
     run_search(parts, space, fitness, evaluations=6)
     resumed = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "parts", settings), space, fitness, evaluations=15)
-    assert _texts(resumed) == _texts(expected)
-    assert resumed.best == expected.best
+    assert _texts(resumed) == _texts(whole)
+    assert resumed.best == whole.best
 
 
 class _Interrupted(Fitness):
@@ -319,14 +376,15 @@ class _Interrupted(Fitness):
 
 
 @pytest.mark.parametrize("at", [5, 13])  # within a generation, and on the first candidate of one
-def test_an_interrupted_search_keeps_what_it_found_and_draws_the_lost_candidate_again(space, fitness, settings, tmp_path, at):
+def test_an_interrupted_search_keeps_what_it_found_and_draws_the_lost_candidate_again(
+    space, fitness, settings, whole, tmp_path, at
+):
     study = open_study(f"sqlite:///{tmp_path}/a.db", "s", settings)
     stopped = run_search(study, space, _Interrupted(fitness, at), evaluations=15)
     assert stopped.interrupted and len(stopped.candidates) == at - 1 and stopped.best is not None
     assert all(trial.state.is_finished() for trial in study.trials)
     resumed = run_search(study, space, fitness, evaluations=15)
-    whole = run_search(open_study(f"sqlite:///{tmp_path}/b.db", "s", settings), space, fitness, evaluations=15)
-    assert _texts(resumed) == _texts(whole)
+    assert _texts(resumed) == _texts(whole) and resumed.best == whole.best
 
 
 def test_the_best_parent_comes_first_whenever_it_is_asked_for():
@@ -348,7 +406,7 @@ def test_a_killed_run_leaves_no_running_trial_behind(space, fitness, settings, t
 
 
 def test_a_screened_candidate_has_no_fitness_and_is_never_the_best(space, fitness, settings, tmp_path):
-    study = open_study(f"sqlite:///{tmp_path}/a.db", "s", settings)
+    study = open_study(f"sqlite:///{tmp_path}/a.db", "s", replace(settings, move=False))
     result = run_search(study, space, fitness, evaluations=20)
     screened = [c for c in result.candidates if c.evaluation is None]
     judged = [c for c in result.candidates if c.evaluation is not None]
@@ -410,7 +468,8 @@ def test_the_teacher_is_stored_once_and_read_back(backend, tmp_path):
     assert TeacherStore(TeacherSettings(cfg=2.0), {"model": "m"}, tmp_path).get(0, 3) is None
 
 
-def test_search_and_judge_never_see_the_same_sample(backend):
+def test_search_and_judge_never_see_the_same_sample(tmp_path):
+    backend = EmbeddedBackend(TeacherSettings(steps=6), tmp_path)
     search, judge = backend.attributes(SEARCH_SEEDS, 64), backend.attributes(JUDGE_SEEDS, 64)
     assert (search != judge).any()
     assert JUDGE_SEEDS - SEARCH_SEEDS > 100_000

@@ -47,14 +47,6 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _start(args: list[str], folder: Path) -> subprocess.Popen:
-    environment = {**os.environ, "FLEXI_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    # A shell's background job ignores Ctrl-C, and so do its children unless they ask for it.
-    hears = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    command = [sys.executable, "-c", f"{hears}; from search_tools.cli import app; app()", *args]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.fixture
 def postgresql() -> Iterator[str]:
     """The URL of a PostgreSQL server of this test's own."""
@@ -98,18 +90,18 @@ def journal(tmp_path) -> str:
 
 
 @pytest.fixture
-def proxy(tmp_path) -> Iterator[str]:
+def proxy(start_flexi, tmp_path) -> Iterator[str]:
     """The URL of a storage server before an SQLite file."""
     pytest.importorskip("grpc", reason="grpcio is not installed")
     port = _free_port()
-    server = _start(["storage-server", "--storage", "sqlite:///studies.db", "--port", str(port)], tmp_path)
+    server = start_flexi(["storage-server", "--storage", "sqlite:///studies.db", "--port", str(port)], tmp_path)
     yield f"grpc://127.0.0.1:{port}"
     server.send_signal(signal.SIGINT)
     _, stderr = server.communicate(timeout=60)
     assert server.returncode == 130 and "Traceback" not in stderr, stderr
 
 
-def _until(condition: Callable, what: str, workers: list[subprocess.Popen], seconds: float = 180.0):
+def _until(condition: Callable, what: str, workers: list, seconds: float = 180.0):
     end = time.monotonic() + seconds
     while not (result := condition()):
         ended = [worker.communicate() for worker in workers if worker.poll() is not None]
@@ -119,23 +111,25 @@ def _until(condition: Callable, what: str, workers: list[subprocess.Popen], seco
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "journal", "proxy"])
-def test_two_workers_search_one_study_and_what_a_killed_one_was_at_is_tried_again(kind, request, tmp_path, monkeypatch):
+def test_two_workers_search_one_study_and_what_a_killed_one_was_at_is_tried_again(
+    kind, request, start_flexi, unet_file, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLEXI_CACHE", str(tmp_path / "cache"))
     url = request.getfixturevalue(kind)
-    made = CliRunner().invoke(app, [*SEARCH, "--storage", url, "--create-only"])
+    made = CliRunner().invoke(app, [*SEARCH, "--unet", str(unet_file), "--storage", url, "--create-only"])
     assert made.exit_code == 0, made.output
     study = optuna.load_study(study_name="s", storage=open_storage(url))
     assert not study.trials
 
-    def at(worker: subprocess.Popen) -> FrozenTrial | None:
+    def at(worker) -> FrozenTrial | None:
         """Return what a worker is evaluating."""
         running = study.get_trials(states=(TrialState.RUNNING,))
         return next((t for t in running if t.user_attrs.get("beat", [""])[-1].endswith(f":{worker.pid}")), None)
 
     args = ["worker", "--storage", url, "--study", "s", "--evaluations", str(CANDIDATES), "--grace", "3"]
     args += ["--shared", str(tmp_path / "shared")]
-    workers = [_start(args, tmp_path) for _ in range(2)]
+    workers = [start_flexi(args, tmp_path) for _ in range(2)]
     try:
         stays, dies = workers
         _until(lambda: at(stays) and at(dies), "at work together", workers)

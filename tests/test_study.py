@@ -25,8 +25,9 @@ from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from flexi_core import FlexiError, Schedule, __version__
-from search_tools.backends.embedded import EmbeddedBackend
+from flexi_core.runtime.file_model import FileModel
 from search_tools.backends.teacher import JUDGE_SEEDS, TeacherSettings
+from search_tools.backends.unet_file import UNetFileBackend
 from search_tools.cli import app
 from search_tools.deadline import Deadline
 from search_tools.fitness import Evaluation
@@ -45,8 +46,8 @@ NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory):
-    return EmbeddedBackend(TeacherSettings(steps=5), tmp_path_factory.mktemp("teacher"))
+def backend(unet_file, tmp_path_factory):
+    return UNetFileBackend(TeacherSettings(steps=5, cfg=1.0), FileModel.load(unet_file), tmp_path_factory.mktemp("teacher"))
 
 
 class KnownOptimum:
@@ -81,12 +82,6 @@ def search(backend):
     return run
 
 
-def _start(args: list[str], folder: Path) -> subprocess.Popen:
-    environment = {**os.environ, "FLEXI_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from search_tools.cli import app; app()", *args]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def _asked(database: Path) -> int:
     """Return how many candidates a search has asked for; by SQL, for Optuna takes its time to open a file."""
     try:
@@ -105,13 +100,16 @@ def _finished(trials: list[optuna.trial.FrozenTrial]) -> list[tuple[str, float]]
     return [(attributes["schedule"], attributes["errors"][-1]) for attributes in done]
 
 
-def test_ten_kills_lose_no_finished_candidate_and_leave_the_search_as_if_there_had_been_none(tmp_path, monkeypatch):
+def test_ten_kills_lose_no_finished_candidate_and_leave_the_search_as_if_there_had_been_none(
+    start_flexi, unet_file, tmp_path, monkeypatch
+):
+    search = [*SEARCH, "--unet", str(unet_file), "--size", "16x16"]
     database, moments = tmp_path / "killed.db", random.Random(7)
     before, mid_candidate = [], 0
     for finishes in moments.sample([0, 1] * 5, 10):
-        process = _start([*SEARCH, "--storage", f"sqlite:///{database}"], tmp_path)
+        process = start_flexi([*search, "--storage", f"sqlite:///{database}"], tmp_path)
         while process.poll() is None and _asked(database) <= len(before) + finishes:
-            time.sleep(0.02)
+            time.sleep(0.005)
         seconds = [trial.user_attrs["seconds"] for trial in before if "seconds" in trial.user_attrs]
         time.sleep(moments.random() * min(seconds, default=0.1))  # the kill falls anywhere in a candidate
         process.kill()
@@ -127,7 +125,7 @@ def test_ten_kills_lose_no_finished_candidate_and_leave_the_search_as_if_there_h
     monkeypatch.setenv("FLEXI_CACHE", str(tmp_path / "cache"))
     schedules = {}
     for name in ("killed", "whole"):
-        args = [*SEARCH, "--storage", f"sqlite:///{tmp_path}/{name}.db", "--out", f"{name}.json", "--json"]
+        args = [*search, "--storage", f"sqlite:///{tmp_path}/{name}.db", "--out", f"{name}.json", "--json"]
         result = CliRunner().invoke(app, args)
         assert result.exit_code == 0, result.output
         schedules[name] = json.loads(result.stdout)["schedule"]

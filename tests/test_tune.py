@@ -15,6 +15,7 @@ from flexi_core.run.plan import make_plan
 from flexi_core.run.run import Run
 from flexi_core.runtime.sampling import solver_of, traits_of
 from flexi_core.schedule.presets import all_full, even
+from flexi_core.stages.bounds import Stages
 from flexi_core.tune import (
     Answer,
     AnswerMeter,
@@ -38,23 +39,23 @@ SIGMAS = torch.tensor([*np.geomspace(14.6, 0.03, STEPS), 0.0])
 SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral")
 
 
-def network(x: torch.Tensor, sigma: float) -> torch.Tensor:
+def network(x: torch.Tensor, sigma: float, seed: int = 5) -> torch.Tensor:
     """Return Gaussian data's denoised latents, their mean moving with the noise level in four directions of its own."""
     gain = DEVIATION**2 / (DEVIATION**2 + sigma**2)
-    pushes = torch.randn(4, *x.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    pushes = torch.randn(4, *x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     level = float(np.log(sigma))
     mean = sum(np.sin((k + 1) * level / 2 + k) * push for k, push in enumerate(pushes))
     return gain * x + (1 - gain) * 0.5 * mean.to(x)
 
 
-def run(sampler: str, schedule: Schedule, observer=None) -> torch.Tensor:
-    """Return where a run under a schedule ends, in float64."""
-    plan = make_plan(schedule, SIGMAS.tolist(), traits_of(sampler, SIGMAS))
+def run(sampler: str, schedule: Schedule, observer=None, stages: Stages | None = None) -> torch.Tensor:
+    """Return where a run under a schedule ends, in float64; each stage has another network."""
+    plan = make_plan(schedule, SIGMAS.tolist(), traits_of(sampler, SIGMAS), stages=stages)
     run = Run(plan, observer=observer)
     start = torch.randn(ROWS, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * SIGMAS[0]
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        return run.predict(x, sigma, lambda: network(x, sigma))
+        return run.predict(x, sigma, lambda: network(x, sigma, 5 + (stages.at(sigma) if stages else 0)))
 
     return solver_of(sampler)(denoise, start, plan.sampled(SIGMAS.double()), 3)
 
@@ -64,11 +65,11 @@ def rule(sampler: str):
     return rule_of(even(STEPS, 8), traits_of(sampler, SIGMAS))
 
 
-def recorded(sampler: str) -> Recording:
+def recorded(sampler: str, stages: Stages | None = None) -> Recording:
     """Return a recording of the run of all steps."""
     recorder = GramRecorder()
     schedule = Schedule(all_full(STEPS).segments, basis=rule(sampler).basis)
-    return recorder.recording(run(sampler, schedule, recorder), {"sampler": sampler})
+    return recorder.recording(run(sampler, schedule, recorder, stages), {"sampler": sampler})
 
 
 def exact(known: Answer) -> Answer:
@@ -123,6 +124,23 @@ def test_a_front_is_better_than_even_places_and_rises_with_the_full_steps(sample
         assert more.full > fewer.full
         assert more.predicted_db > fewer.predicted_db
     assert planned == front(sampler)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_front_over_several_networks_begins_each_with_a_full_step_and_carries_nothing_to_it(sampler):
+    starts = (6, 11)
+    stages = Stages(tuple(float(SIGMAS[start]) for start in starts), ("high", "middle", "low"))
+    assert stages.starts(SIGMAS.tolist()) == starts
+    response = linear_response(solver_of(sampler), SIGMAS, rule(sampler).basis).numpy()
+    known = exact(Answer.guess(SIGMAS[:-1].tolist()))
+    planned = plan_front(recorded(sampler, stages), response, known, rule(sampler), starts=starts)
+    teacher = run(sampler, all_full(STEPS), stages=stages)
+    assert planned[0].full >= 3
+    for p in planned:
+        assert all(p.schedule.letters[start] == "F" for start in starts)
+        assert p.schedule.letters.count("F") == p.full
+        made = float(psnr_db(run(sampler, p.schedule, stages=stages), teacher, data_range(teacher)).mean())
+        assert p.predicted_db > 60 or p.predicted_db == pytest.approx(made, abs=0.1), p.schedule
 
 
 def test_a_plan_goes_no_further_than_the_full_steps_asked_for():
@@ -409,3 +427,5 @@ def test_an_ascent_in_places_finds_the_best_ones_near_by():
         ascent.tell([float(score(schedule))])
     assert ascent.schedule.letters == letters
     assert len(tried) == len(set(tried))
+    held = PlaceAscent(start, [float(score(start))], fixed=(6,))
+    assert {schedule.letters[6] for schedule in held} == {"F"}

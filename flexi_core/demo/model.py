@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import FlexiError
 from ..runtime.unet import UNet
 from ..stages.bounds import Stages
+from ..tensor_files import save_tensors
 from .captions import embed_captions
 from .scenes import IMAGE_SIZE, Caption
 
@@ -23,6 +24,7 @@ DEFAULT_CFG = 3.0
 LATENT_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 TOKEN_TABLE = "token_embedding.weight"
 PREDICTIONS = ("eps", "v")
+BETA_SCHEDULE = "linear 0.00085 0.012"  # Stable Diffusion's: linear in the square root
 
 
 def training_sigmas(beta_schedule: str) -> torch.Tensor:
@@ -121,6 +123,17 @@ class DemoModel(SmallModel):
         unet = UNet(**config)
         unet.load_state_dict(weights)
         return cls(unet.eval().requires_grad_(False), table, config, training_sigmas(beta_schedule))
+
+    def save(self, path: Path, unet: UNet, **metadata: str) -> None:
+        """Write the model's weights file, in float32.
+
+        Args:
+            path: safetensors.
+            unet: in place of the model's own.
+            metadata: more of it.
+        """
+        config = {"unet_config": json.dumps(self.unet_config), "prediction": self.prediction, "beta_schedule": BETA_SCHEDULE}
+        save_tensors({**unet.state_dict(), TOKEN_TABLE: self.token_table}, path, {**metadata, **config})
 
     def context(self, captions: Sequence[Caption]) -> torch.Tensor:
         """Return the conditioning tokens [n, 5, D]."""

@@ -18,7 +18,7 @@ from ..schedule.presets import all_full
 from ..tensor_files import save_tensors
 from .captions import TABLE_ROWS, token_rows
 from .classifier import SceneClassifier, load_classifier
-from .model import DEFAULT_CFG, TOKEN_TABLE, DemoModel, training_sigmas
+from .model import BETA_SCHEDULE, DEFAULT_CFG, TOKEN_TABLE, DemoModel, training_sigmas
 from .scenes import ATTRIBUTES, FREE, captions_of, random_attributes, render
 from .trainer import BATCH, Progress, fit
 
@@ -36,7 +36,6 @@ UNET_CONFIG = {
     "context_dim": 64,
     "use_scale_shift_norm": True,
 }
-BETA_SCHEDULE = "linear 0.00085 0.012"  # Stable Diffusion's: linear in the square root
 METADATA = {"unet_config": json.dumps(UNET_CONFIG), "prediction": "eps", "beta_schedule": BETA_SCHEDULE}
 
 LEARNING_RATE = 1.0e-3
@@ -110,12 +109,26 @@ def train_classifier(folder: Path, *, images: int, seed: int, progress: Progress
     return path
 
 
-def _unet_loss(model: _Trainee, table: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    attributes = random_attributes(BATCH, rng)
+def draw_scenes(rows: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return fresh scenes [rows, 3, 32, 32], and rows of the token table [rows, 5] for their captions, dropped now and then."""
+    attributes = random_attributes(rows, rng)
     x0 = render(attributes, rng)
-    drop = torch.rand(BATCH, 5, generator=rng) < DROP_ONE
-    drop |= torch.rand(BATCH, 1, generator=rng) < DROP_ALL
-    context = model.tokens(token_rows(attributes.masked_fill(drop, FREE)))
+    drop = torch.rand(rows, 5, generator=rng) < DROP_ONE
+    drop |= torch.rand(rows, 1, generator=rng) < DROP_ALL
+    return x0, token_rows(attributes.masked_fill(drop, FREE))
+
+
+def loss_weight(sigma: torch.Tensor) -> torch.Tensor:
+    """Return the weight of an error of eps at noise levels.
+
+    The layout is decided at high noise, where an error of eps is small and the picture's error it stands for is not.
+    """
+    return ((sigma**2 + SIGMA_DATA**2) / SIGMA_DATA**2).clamp(max=MAX_WEIGHT)
+
+
+def _unet_loss(model: _Trainee, table: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    x0, rows = draw_scenes(BATCH, rng)
+    context = model.tokens(rows)
     # Stratified timesteps: the same marginal as uniform ones, less variance from batch to batch.
     t = ((torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) * (1000 / BATCH)).long()
     sigma = table[t].view(-1, 1, 1, 1)
@@ -126,9 +139,7 @@ def _unet_loss(model: _Trainee, table: torch.Tensor, rng: torch.Generator) -> to
     x = (x0 + sigma * noise) / (sigma**2 + 1).sqrt()
     with torch.autocast("cpu", torch.bfloat16):
         eps = model.unet(x, t, context)
-    # The layout is decided at high noise, where an error of eps is small and the picture's error it stands for is not.
-    weight = ((sigma**2 + SIGMA_DATA**2) / SIGMA_DATA**2).clamp(max=MAX_WEIGHT)
-    return (weight * (eps.float() - noise).square()).mean()
+    return (loss_weight(sigma) * (eps.float() - noise).square()).mean()
 
 
 def accept(

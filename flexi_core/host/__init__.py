@@ -2,7 +2,7 @@
 
 from .demo_model import demo_conditioning, load_demo_model
 from .handle import RunHandle, packed
-from .joining import join_models, levels_of
+from .joining import join_models, levels_of, stages_of
 from .keys import KEY
 from .mismatch import teacher_of
 from .solver import HostSolver
@@ -21,5 +21,6 @@ __all__ = [
     "load_demo_model",
     "packed",
     "stage_model",
+    "stages_of",
     "teacher_of",
 ]

@@ -24,6 +24,13 @@ log = logging.getLogger(__name__)
 STAGE_NAMES = ("high noise", "low noise")
 
 
+def stages_in(guider: Any) -> Stages | None:
+    """Return the stages of the run that a guider makes; None where one network runs all of it."""
+    options = guider.model_options.get("transformer_options", {})
+    staged = options.get(JOIN) or options.get(STAGED)
+    return staged and staged.stages
+
+
 def join_models(
     high: comfy.model_patcher.ModelPatcher,
     low: comfy.model_patcher.ModelPatcher,
@@ -136,6 +143,10 @@ class _Join:
         ends = (float(getattr(sampling, "sigma_min", 0)), float(getattr(sampling, "sigma_max", 0)))
         return self.boundary.level(sigmas, lambda sigma: float(sampling.timestep(torch.tensor([sigma]))), ends)
 
+    def stages(self, sigmas: torch.Tensor, sampling: Any) -> Stages:
+        """Return the stages of a run [n + 1] of a model with this sampling."""
+        return Stages((self.level(sigmas.tolist(), sampling),), STAGE_NAMES)
+
     def grid(self, sigmas: torch.Tensor, sampling: Any) -> torch.Tensor:
         """Return a run's noise levels [n + 1], with the boundary among them where that is asked for."""
         levels = sigmas.tolist()
@@ -146,10 +157,10 @@ class _Join:
         guider = executor.class_obj
         patcher = guider.model_patcher
         sampling = patcher.get_model_object("model_sampling")
-        level, sigmas = self.level(sigmas.tolist(), sampling), self.grid(sigmas, sampling)
+        stages, sigmas = self.stages(sigmas, sampling), self.grid(sigmas, sampling)
         options = guider.model_options.setdefault("transformer_options", {})
         low = patcher.get_additional_models_with_key(JOIN)[0]
-        options[JOIN] = _Joined(Stages((level,), STAGE_NAMES), patcher, low, self.high_options)
+        options[JOIN] = _Joined(stages, patcher, low, self.high_options)
         self.leads = True
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -163,6 +174,20 @@ def levels_of(model: comfy.model_patcher.ModelPatcher, sigmas: torch.Tensor) -> 
     for join in model.get_wrappers(WrappersMP.OUTER_SAMPLE, JOIN):
         sigmas = join.grid(sigmas, model.get_model_object("model_sampling"))
     return sigmas
+
+
+def stages_of(model: comfy.model_patcher.ModelPatcher, sigmas: torch.Tensor) -> Stages | None:
+    """Return where the network of a model's run changes; None where it does not.
+
+    Args:
+        model: joined, with stages, or neither.
+        sigmas: of the run [n + 1], as `levels_of` has them.
+    """
+    for join in model.get_wrappers(WrappersMP.OUTER_SAMPLE, JOIN):
+        return join.stages(sigmas, model.get_model_object("model_sampling"))
+    for outer in model.get_wrappers(WrappersMP.OUTER_SAMPLE, STAGED):
+        return outer.args[0]
+    return None
 
 
 class _Joined:

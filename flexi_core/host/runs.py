@@ -24,7 +24,7 @@ from ..schedule.schedule import Schedule
 from ..tune import BlendFitter, Observe, SampleProgress, Samples
 from ..tune.fit import Trajectory
 from ..tune.levels import resampled
-from . import HostSolver, apply_schedule, levels_of, packed, teacher_of
+from . import HostSolver, apply_schedule, levels_of, packed, stages_of, teacher_of
 
 
 def sampler_names() -> list[str]:
@@ -262,6 +262,12 @@ class HostRuns:
         self.traits: SamplerTraits = traits
         self._fitter = BlendFitter(self._spent, traits)
         self.first: dict[str, Any] = {}  # the samples of the first seed, by the text of their schedule
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Steps at which another network of the run begins."""
+        stages = stages_of(self._run.model, self.sigmas)
+        return () if stages is None else stages.starts(self.sigmas.tolist())
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -34,8 +34,8 @@ from ..tune import Facts, Learner, Lesson
 from .again import Again, again
 from .calls import ASKED_AT, OngoingRun, answer_conds, answer_model, answer_network, counted_attention
 from .handle import RunHandle, failed_words, packed
-from .joining import put_in_order
-from .keys import JOIN, KEY, STAGED
+from .joining import put_in_order, stages_in
+from .keys import KEY
 from .mismatch import (
     advice_words,
     caution_words,
@@ -245,7 +245,7 @@ class _OuterSample:
             raise solve.interrupted
         if traits is not None and not traits.keeps_levels:
             return _stood_down(f"{solve.name} chooses its own noise levels; use another sampler")
-        schedule, words, resolved, lesson = self.schedule, [], None, None
+        schedule, words, resolved, lesson, stages = self.schedule, [], None, None, stages_in(guider)
         if isinstance(schedule, Learner):
             lesson = schedule.lesson(_facts(guider, traits, levels, solve, shape, noise))
             if lesson.schedule is None:
@@ -253,7 +253,7 @@ class _OuterSample:
             schedule, resolved = lesson.schedule, lesson.schedule
             words += lesson.words
         elif isinstance(schedule, Preset):
-            found = schedule.resolve(traits, levels, is_guided(guider))
+            found = schedule.resolve(traits, levels, is_guided(guider), bool(stages and stages.starts(levels)))
             if found.schedule is None:
                 return _Laid(None, found.words)
             schedule = resolved = found.schedule
@@ -278,9 +278,7 @@ class _OuterSample:
             )
         if differences and self.on_mismatch == "off":
             return _Laid(None, notes=(*other_run_words(differences), "The schedule is off, as on_mismatch asks."))
-        options = guider.model_options.get("transformer_options", {})
-        staged = options.get(JOIN) or options.get(STAGED)
-        plan = make_plan(schedule, levels, traits or PLAIN, top, staged and staged.stages)
+        plan = make_plan(schedule, levels, traits or PLAIN, top, stages)
         if plan.lost:
             # A preset's own words say what to do.
             advice = "" if resolved else f" Use Flexi Preset, or a schedule for {len(levels) - 1} steps."
@@ -309,7 +307,9 @@ def _facts(
         "size": list(shape[2:]),
     }
     one = noise.numel() * noise.element_size() // max(noise.shape[0], 1)
-    return Facts(identity, traits, levels, solve, one, noise.shape[0])
+    stages = stages_in(guider)
+    starts = () if stages is None else stages.starts(levels)
+    return Facts(identity, traits, levels, solve, one, noise.shape[0], starts)
 
 
 def _begun(*args: Any, **kwargs: Any) -> Again | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import accumulate, groupby
 from operator import itemgetter
+from statistics import fmean
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -61,6 +62,14 @@ class NetworkCost:
             added = list(self.blocks.values())[:-1]
         return {i + 1: outside + macs for i, macs in enumerate(accumulate(added))}
 
+    def at(self, step: int) -> NetworkCost:
+        """Return what a step of the schedule's own run costs."""
+        return self
+
+    def of(self, stage: int) -> NetworkCost:
+        """Return what the network of a stage costs."""
+        return self
+
     def macs(self, depth: int) -> float:
         """Return the cost of one row at a depth; `FULL_DEPTH`, or one that the network does not have, runs every block."""
         return self.partial_macs.get(depth, self.full_macs)
@@ -73,6 +82,47 @@ class NetworkCost:
         """Return the memory that a plan's deep features need at one time, for a batch with all its conditionings."""
         kept = {(step.depth, 1 + step.forecast) for step in plan.steps if step.kind.is_partial}
         return rows * max((count * self.feature_bytes.get(depth, 0.0) for depth, count in kept), default=0.0)
+
+
+@dataclass(frozen=True)
+class StagedCost(NetworkCost):
+    """What one row costs in a run of several networks; for itself it is what a step costs on average.
+
+    Args:
+        full_macs, blocks, feature_bytes: as those of `over`.
+        by_step: the stage of each step.
+        by_stage: the cost of each stage's network.
+    """
+
+    by_step: tuple[int, ...] = ()
+    by_stage: Mapping[int, NetworkCost] = field(default_factory=dict)
+
+    @classmethod
+    def over(cls, by_step: Iterable[int], by_stage: Mapping[int, NetworkCost]) -> StagedCost:
+        """Return the cost of a run.
+
+        Args:
+            by_step: the stage of each step.
+            by_stage: the cost of each stage's network.
+        """
+        by_step = tuple(by_step)
+        costs = [by_stage[stage] for stage in by_step]
+        keys = [key for key in costs[0].blocks if all(key in cost.blocks for cost in costs)]
+        return cls(
+            fmean(cost.full_macs for cost in costs),
+            {key: fmean(cost.blocks[key] for cost in costs) for key in keys},
+            {depth: max(cost.feature_bytes.get(depth, 0.0) for cost in costs) for depth in costs[0].feature_bytes},
+            by_step,
+            dict(by_stage),
+        )
+
+    def at(self, step: int) -> NetworkCost:
+        """Return what a step of the schedule's own run costs."""
+        return self.by_stage[self.by_step[step]]
+
+    def of(self, stage: int) -> NetworkCost:
+        """Return what the network of a stage costs."""
+        return self.by_stage[stage]
 
 
 def count_macs(network: nn.Module, call: NetworkCall | ModelCall, lists: BlockLists | None = None) -> NetworkCost | None:
@@ -161,9 +211,10 @@ def schedule_cost(schedule: Schedule, cost: NetworkCost) -> float:
     Guidance doubles this and its teacher alike; a step that reuses guidance computes one half of two.
     """
     total = 0.0
-    for step in schedule.steps():
+    for i, step in enumerate(schedule.steps()):
         if not step.kind.is_null:
-            total += (cost.macs(step.depth) if step.kind.is_partial else cost.full_macs) * (
+            here = cost.at(i)
+            total += (here.macs(step.depth) if step.kind.is_partial else here.full_macs) * (
                 0.5 if step.kind.reuses_guidance else 1
             )
     return total
@@ -176,7 +227,7 @@ def predicted_speedup(schedule: Schedule, cost: NetworkCost) -> float:
 
 def run_macs(records: Iterable[StepRecord], cost: NetworkCost) -> float:
     """Return the MACs that a run really spent, over all its rows."""
-    return sum(rows * cost.macs(depth) for record in records for depth, rows in record.calls.items())
+    return sum(rows * cost.of(record.stage).macs(depth) for record in records for depth, rows in record.calls.items())
 
 
 def all_full_macs(run: Run, cost: NetworkCost) -> float:

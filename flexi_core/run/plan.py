@@ -189,9 +189,9 @@ def _laid(schedule: Schedule, sigmas: Sequence[float], sampler: SamplerTraits, t
 
 def _cut(plan: Plan, stages: Stages) -> Plan:
     """Return a plan whose segments end where the network changes."""
-    steps, cut, more = [], [], 0
-    for i, (step, sigma) in enumerate(zip(plan.steps, plan.sigmas, strict=False)):
-        if i and stages.at(sigma) != stages.at(plan.sigmas[i - 1]):
+    steps, cut, more, starts = [], [], 0, stages.starts(plan.sigmas)
+    for i, step in enumerate(plan.steps):
+        if i in starts:
             more += step.segment == plan.steps[i - 1].segment
             if step.kind is not StepKind.FULL:
                 cut.append(i)

@@ -47,7 +47,8 @@ class StepRecord:
 
     `calls` counts rows sent through the network by depth (`FULL_DEPTH`: every block); `evaluations` counts the sampler's
     questions, answered by the network or not, and `kinds` the same by how they were answered; `spans` tell the seconds of each
-    computed answer, when they are asked; `fallbacks` are the reasons for which questions were answered in full.
+    computed answer, when they are asked; `fallbacks` are the reasons for which questions were answered in full; `stage` is the
+    number of the stage whose network answers.
     """
 
     calls: Counter[int] = field(default_factory=Counter)
@@ -56,6 +57,7 @@ class StepRecord:
     kinds: Counter[StepKind] = field(default_factory=Counter)
     spans: list[Callable[[], float]] = field(default_factory=list)
     fallbacks: Counter[str] = field(default_factory=Counter)
+    stage: int = 0
 
     @property
     def seconds(self) -> float:
@@ -119,7 +121,7 @@ class Run:
         # The guidance, and the features, of a step that was taken from a store are not known.
         self.plan, self._replay = plan, None if reuses_guidance or self._older else replay
         self._guidance = GuidanceHistory() if reuses_guidance else None
-        self.records = [StepRecord() for _ in plan.steps]
+        self.records = [StepRecord(stage=plan.stage(i)) for i in range(len(plan.steps))]
         self.first_calls: dict[int, tuple[nn.Module, NetworkCall | ModelCall]] = {}  # by stage, for counting MACs after the run
         self.cache = FeatureCache(policy or CachePolicy())
         self._stopwatch = stopwatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..demo.model import PREDICTIONS, SmallModel, training_sigmas
+from ..demo.model import BETA_SCHEDULE, PREDICTIONS, SmallModel, training_sigmas
 from ..errors import FlexiError
 from ..json_text import parse_json
+from ..tensor_files import save_tensors
 from .unet import SpatialTransformer, UNet
 from .unet_config import unet_arguments
 
@@ -35,6 +37,7 @@ class FileModel(SmallModel):
         path: of the file.
         beta_schedule: that the noise levels are of.
         precision: in which the file has the weights; they are computed with in float32.
+        unet_config: the arguments that the network was made with, also the host's.
     """
 
     def __init__(
@@ -47,9 +50,11 @@ class FileModel(SmallModel):
         path: Path,
         beta_schedule: str,
         precision: str,
+        unet_config: dict[str, Any],
     ) -> None:
         super().__init__(unet, sigmas, prediction, latent_shape)
         self.class_table, self.path, self.beta_schedule, self.precision = class_table, path, beta_schedule, precision
+        self.unet_config = unet_config
 
     @classmethod
     def load(cls, path: Path, size: Sequence[int] | None = None) -> FileModel:
@@ -88,7 +93,42 @@ class FileModel(SmallModel):
             path,
             metadata["beta_schedule"],
             precision,
+            arguments,
         )
+
+    @classmethod
+    def untrained(cls, unet_config: Mapping[str, Any], size: Sequence[int], path: Path) -> FileModel:
+        """Return a model whose U-Net has not been trained, eps-predicting, of Stable Diffusion's noise levels, for `save`.
+
+        Args:
+            unet_config: the arguments of the host's `UNetModel`.
+            size: height and width of the latents.
+            path: of the file to be.
+
+        Raises:
+            FlexiError: an argument is missing or not known, or the network needs a condition.
+        """
+        arguments = unet_arguments(unet_config)
+        unet = UNet(**arguments)
+        _check_conditioning(unet, None, arguments["context_dim"])
+        shape = (arguments["in_channels"], *size)
+        sigmas = training_sigmas(BETA_SCHEDULE)
+        return cls(unet, sigmas, "eps", shape, None, path, BETA_SCHEDULE, "float32", arguments)
+
+    def save(self, path: Path, unet: UNet, **metadata: str) -> None:
+        """Write the model's file, in float32.
+
+        Args:
+            path: safetensors.
+            unet: in place of the model's own.
+            metadata: more of it.
+        """
+        tensors = dict(unet.state_dict())
+        if self.class_table is not None:
+            tensors[CLASS_TABLE] = self.class_table
+        size = " ".join(map(str, self.latent_shape[1:]))
+        own = {"unet_config": json.dumps(self.unet_config), "prediction": self.prediction, "sample_size": size}
+        save_tensors(tensors, path, {**metadata, **own, "beta_schedule": self.beta_schedule})
 
     @property
     def classes(self) -> int:

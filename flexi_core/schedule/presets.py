@@ -37,6 +37,13 @@ _USUAL_END = [0.02, 0.0]  # of a grid where none is given
 _SHALLOW = "the three shallowest blocks"
 _AS_WELL = 0.5  # dB: another scheduler's fewer steps are called as near
 _SHARES = {"1.25x": "four fifths", "1.5x": "two thirds", "2x": "half", "3x": "a third", "5x": "a fifth"}
+# Largest speed-up ahead of as many plain steps over two networks, by kind of sampler (docs/results/stages.md).
+_OVER_NETWORKS = {
+    "no noise, memory 0, 1 a step": 3.0,
+    "no noise, memory 0, 2 a step": 3.0,
+    "no noise, memory 1, 1 a step": 2.0,
+    "no noise, memory 2, 1 a step": 3.0,
+}
 _LIKE_EULER = "That is for samplers like euler; when sampling starts, the run's own sampler and levels decide."
 _NEARNESS = (  # PSNR in dB to the run of all steps
     (50.0, "No difference can be seen"),
@@ -156,14 +163,17 @@ class Preset:
             ),
         )
 
-    def resolve(self, sampler: SamplerTraits | None, sigmas: Sequence[float], guided: bool) -> Resolved:
+    def resolve(self, sampler: SamplerTraits | None, sigmas: Sequence[float], guided: bool, changes: bool = False) -> Resolved:
         """Return the schedule for a run.
 
         Args:
             sampler: what the run's sampler does; None where that is not known.
             sigmas: the run's noise levels [n + 1].
             guided: whether it runs with and without the prompt.
+            changes: whether its network changes on the way.
         """
+        if changes and self.speedup is not None and sampler is not None:
+            return self._over_networks(sampler, sigmas, guided)
         run = len(sigmas) - 1
         if not 1 <= run <= MAX_STEPS:
             return Resolved(None, (f"The run has {max(run, 0)} steps; presets are for 1 to {MAX_STEPS}.",))
@@ -174,6 +184,23 @@ class Preset:
         said = () if resolved.schedule else resolved.words
         told = f"Flexi Preset is set to {self.steps} steps, the run has {run}: set its steps to 0, and it takes the run's own."
         return Resolved(resolved.schedule, (told, *said))
+
+    def _over_networks(self, sampler: SamplerTraits, sigmas: Sequence[float], guided: bool) -> Resolved:
+        """Return the schedule for a run whose network changes: of the largest speed-up that is known to be ahead there.
+
+        For a kind of sampler that was not measured over two networks it is the next smaller one.
+        """
+        speedups = {Preset(name).speedup: name for name in _SHARES}
+        most = _OVER_NETWORKS.get(sampler.kind, max((each for each in speedups if each < self.speedup), default=0.0))
+        fitting = [each for each in speedups if each <= min(most, self.speedup)]
+        if not fitting:
+            return Resolved(None, (f"{self.name} is not known to be ahead where the network changes within the run.",))
+        taken = speedups[max(fitting)]
+        resolved = replace(self, name=taken, model=MODELS[0]).resolve(sampler, sigmas, guided)
+        if taken == self.name or resolved.schedule is None:
+            return resolved
+        said = f"{taken} in place of {self.name}, which is not known to be ahead where the network changes within the run."
+        return replace(resolved, words=(said, *resolved.words))
 
     def _for(self, steps: int, sampler: SamplerTraits | None, sigmas: Sequence[float], guided: bool) -> Resolved:
         """Return the schedule for a number of steps; see `resolve`."""

@@ -43,6 +43,15 @@ class Stages:
         """Return the number of the stage that a noise level belongs to, 0 at the highest."""
         return sum(sigma <= level * (1 + SIGMA_TOLERANCE) for level in self.boundaries)
 
+    def starts(self, sigmas: Sequence[float]) -> tuple[int, ...]:
+        """Return the numbers of a run's steps at which another stage begins than that of the step before.
+
+        Args:
+            sigmas: of the run [n + 1], falling.
+        """
+        at = [self.at(float(sigma)) for sigma in sigmas[:-1]]
+        return tuple(i for i in range(1, len(at)) if at[i] != at[i - 1])
+
 
 @dataclass(frozen=True)
 class Boundary:

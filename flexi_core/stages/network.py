@@ -62,6 +62,15 @@ def groups_of(width: int, base_width: int) -> Callable[[int], int]:
     return lambda channels: max(n for n in range(1, GROUPS + 1) if channels % n == 0 and (channels >= 2 * n or n == 1))
 
 
+def skip_channels(arguments: Mapping[str, Any]) -> list[int]:
+    """Return the channels of each input block's result, which an output block takes as its skip, the last one first."""
+    base, mults = arguments["model_channels"], arguments["channel_mult"]
+    found = [base]
+    for level, mult in enumerate(mults):
+        found += [mult * base] * (arguments["num_res_blocks"][level] + (level != len(mults) - 1))
+    return found
+
+
 def make_decoder(parts_of: PartsMaker, arguments: Mapping[str, Any], width: int, own_middle: bool) -> nn.Module:
     """Return a decoder, with weights to be loaded, as a module whose children take the places of the base's.
 
@@ -84,10 +93,7 @@ def make_decoder(parts_of: PartsMaker, arguments: Mapping[str, Any], width: int,
             raise FlexiError(f"a decoder of width {width} has {channels} channels, which attention heads of {head} do not fit")
         return parts.transformer(channels, heads, head, depth)
 
-    skips, ch = [base], base
-    for level, mult in enumerate(mults):
-        ch = mult * base
-        skips += [ch] * (arguments["num_res_blocks"][level] + (level != len(mults) - 1))
+    skips, ch = skip_channels(arguments), mults[-1] * base
     made = nn.Module()
     if own_middle:
         own = parts_of(arguments, groups_of(base, base))

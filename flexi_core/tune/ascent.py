@@ -8,7 +8,7 @@ the steps between them go along.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..errors import ScheduleError
@@ -84,10 +84,11 @@ class PlaceAscent:
     Args:
         schedule: full and extrapolated steps.
         psnr_db: of it, by stage.
+        fixed: steps that stay full.
     """
 
-    def __init__(self, schedule: Schedule, psnr_db: list[float]) -> None:
-        self.schedule, self.psnr_db = schedule, psnr_db
+    def __init__(self, schedule: Schedule, psnr_db: list[float], fixed: Sequence[int] = ()) -> None:
+        self.schedule, self.psnr_db, self._fixed = schedule, psnr_db, tuple(fixed)
         self._tried = schedule
         self._known = {schedule.letters}
 
@@ -106,7 +107,7 @@ class PlaceAscent:
         """Return the schedule with a full step, counted from the end, elsewhere; None for no room, or one that was tried."""
         letters = list(self.schedule.letters)
         at = [i for i, letter in enumerate(letters) if letter == "F"][-number]
-        if not 0 < at + by < len(letters) or letters[at + by] == "F":
+        if not 0 < at + by < len(letters) or letters[at + by] == "F" or at in self._fixed:
             return None
         letters[at], letters[at + by] = letters[at + by], letters[at]
         text = "".join(letters)

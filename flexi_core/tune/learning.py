@@ -50,6 +50,7 @@ class Facts:
         solve: its sampler.
         latent_bytes: of one picture's latent.
         rows: pictures that are sampled at once.
+        starts: steps at which another network of the run begins.
     """
 
     identity: Mapping[str, Any]
@@ -58,6 +59,7 @@ class Facts:
     solve: Solver
     latent_bytes: int
     rows: int = 1
+    starts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ class Learner:
             return []
         levels = [float(level) for level in sigmas[:-1]]
         answer = Answer.guess(levels, flow=levels[0] <= 1)
-        front = plan_front(recording, response.numpy(), answer, rule)
+        front = plan_front(recording, response.numpy(), answer, rule, starts=facts.starts)
         self._shelf.keep_front(facts.identity, front)
         return front
 

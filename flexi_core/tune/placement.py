@@ -7,7 +7,6 @@ steps until then.
 from __future__ import annotations
 
 import bisect
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from ..schedule.kinds import StepKind
 from ..schedule.schedule import Schedule
 from ..schedule.segment import Segment
 from .answer import Answer
-from .simulation import TERMS, Arrival, Ground, Simulation, States
+from .simulation import Arrival, Ground, Simulation, States
 from .trajectories import Recording
 
 WIDTH = 3  # of the beam, for each step and number of full steps
@@ -57,6 +56,7 @@ def plan_front(
     rule: Rule,
     most_full: int | None = None,
     width: int = WIDTH,
+    starts: Sequence[int] = (),
 ) -> list[Planned]:
     """Return the best schedule of each number of full steps, from few to many; one that more steps do not better is left out.
 
@@ -67,6 +67,7 @@ def plan_front(
         rule: how extrapolated steps are predicted.
         most_full: no more full steps than that; by default all but one.
         width: of the beam.
+        starts: steps at which another network begins: they are full, and nothing is carried to them.
 
     Raises:
         FlexiError: recording, response and answer are not of one number of steps.
@@ -77,7 +78,7 @@ def plan_front(
             f"the recording is of {n} steps, the solver's response of {len(response) - 1}, the answer of {len(answer.sigmas)}"
         )
     ground = Ground.own(recording.gram, response, answer, rule)
-    found = _beam(Simulation(ground), most_full or n - 1, width)
+    found = _beam(Simulation(ground, starts), most_full or n - 1, width)
     front: list[Planned] = []
     for full, end in sorted(found.items()):
         db = psnr_of(recording.span, end.errors)
@@ -93,7 +94,8 @@ def _beam(simulation: Simulation, most: int, width: int) -> dict[int, Arrival]:
     arrivals: list[dict[int, list[Arrival]]] = [{} for _ in range(n + 1)]
     for step in range(n):
         for states in [simulation.start()] if step == 0 else _states(simulation, step, arrivals[step]):
-            for stop in range(step + 1, min(n, step + LONGEST) + 1):
+            last = min(n, step + LONGEST, *(start for start in simulation.starts if start > step))
+            for stop in range(step + 1, last + 1):
                 for arrival in simulation.arrived(states, step, stop):
                     full = len(arrival.places)
                     if stop == n or full < most:
@@ -106,8 +108,12 @@ def _beam(simulation: Simulation, most: int, width: int) -> dict[int, Arrival]:
 
 def _states(simulation: Simulation, step: int, arrivals: Mapping[int, Sequence[Arrival]]) -> Iterator[States]:
     """Yield the runs that come to a full step, with its prediction: those together whose blends have as many terms."""
-    for _, group in itertools.groupby(sorted(arrivals.items()), lambda item: min(item[0] + 1, TERMS)):
-        yield simulation.built(step, [arrival for _, kept in group for arrival in kept])
+    alike: dict[int, list[Arrival]] = {}
+    for _, kept in sorted(arrivals.items()):
+        for arrival in kept:
+            alike.setdefault(len(simulation.history((*arrival.places, step))), []).append(arrival)
+    for _, group in sorted(alike.items()):
+        yield simulation.built(step, group)
 
 
 def psnr_of(span: np.ndarray, errors: np.ndarray) -> float:

@@ -69,6 +69,11 @@ class Runs(Protocol):
         """Steps at which one window of the run ends and the next begins; none of a run in one piece."""
         ...
 
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Steps at which another network of the run begins; none where one network runs all of it."""
+        ...
+
     def sample(
         self,
         schedule: Schedule,

@@ -107,14 +107,24 @@ class Arrival:
 
 
 class Simulation:
-    """Runs on one ground, all at once that come to the same step with as many terms."""
+    """Runs on one ground, all at once that come to the same step with as many terms.
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground, self._logs = ground, np.log(ground.levels)
+    Args:
+        ground: what they stand on.
+        starts: steps at which another network begins, to which nothing is carried from those before.
+    """
+
+    def __init__(self, ground: Ground, starts: Sequence[int] = ()) -> None:
+        self._ground, self._logs, self.starts = ground, np.log(ground.levels), tuple(starts)
 
     @property
     def steps(self) -> int:
         return len(self._logs)
+
+    def history(self, places: Sequence[int]) -> list[int]:
+        """Return which full steps an extrapolation after the last of them goes back to, newest first."""
+        since = max((start for start in self.starts if start <= places[-1]), default=0)
+        return [place for place in places[-TERMS:][::-1] if place >= since]
 
     def start(self) -> States:
         """Return a run at its first step."""
@@ -136,11 +146,11 @@ class Simulation:
         for i, arrival in enumerate(arrivals):
             last = arrival.places[-1]
             if arrival.blend is not None:
-                history = list(arrival.places[-TERMS:][::-1])
+                history = self.history(arrival.places)
                 weights = term_weights(np.arange(last + 1, step)[:, None], np.array(history)[None])
                 values[i, last + 1 : step] = np.einsum("t,jth->jh", arrival.blend, weights) @ values[i, history]
-            # The first step is the teacher's own: nothing has strayed there.
-            kept = FORGETS ** abs(self._logs[last] - self._logs[step]) if last else 0.0
+            # The first step is the teacher's own: nothing has strayed there. Another network strays elsewhere.
+            kept = 0.0 if not last or step in self.starts else FORGETS ** abs(self._logs[last] - self._logs[step])
             direction[i] *= kept
             direction[i, step] = math.sqrt(1 - kept**2)
         moved = np.einsum("j,sjd->sd", ground.response[step, 1 : step + 1], values[:, :step])
@@ -164,7 +174,7 @@ class Simulation:
             errors = self._products(missing[:, None])[:, :, 0, 0]
             blends: Sequence[np.ndarray | None] = [None] * len(errors)
         else:
-            history = np.array([places[-TERMS:][::-1] for places in states.places])  # [S, T]
+            history = np.array([self.history(places) for places in states.places])  # [S, T]
             weights = term_weights(np.arange(step + 1, stop)[None, :, None], history[:, None])  # [S, J, T, T]
             of_history = states.values[np.arange(len(history))[:, None], history]  # [S, T, D]
             effects = np.einsum("j,sjth->sth", row[step + 2 : stop + 1], weights) @ of_history

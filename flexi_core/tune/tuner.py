@@ -149,11 +149,12 @@ class Tuner:
             trajectory = Trajectory(watched.states[0].double(), watched.predictions.double())
             self._runs.keep_trajectory(*batch, self._rule.basis, trajectory, response)
         known = Answer.guess(self._levels, flow=self._levels[0] <= 1)  # the levels of flow models are shares of 1
-        planned = plan_front(recording, response.numpy(), known, self._rule)
+        planned = plan_front(recording, response.numpy(), known, self._rule, starts=self._runs.starts)
         if measured:
             known = self._measured(known, nearest(planned, full_steps(self.steps, MEASURED_AT)))
-            planned = plan_front(recording, response.numpy(), known, self._rule)
-        if not self._runs.traits.draws_noise:  # at other levels it would be other noise
+            planned = plan_front(recording, response.numpy(), known, self._rule, starts=self._runs.starts)
+        # At other levels it would be other noise, or another network.
+        if not self._runs.traits.draws_noise and not self._runs.starts:
             self._moves = LevelMoves(recording, self._runs.sigmas, self._runs.solver, response, known, self._rule)
         return planned
 
@@ -246,13 +247,16 @@ class Tuner:
     def _local(self, schedule: Schedule, found: torch.Tensor) -> tuple[Schedule, torch.Tensor]:
         """Return a schedule changed step by step, each change kept that is better on both halves of the samples, and its PSNR.
 
-        Its full steps' noise levels are moved; where the sampler draws noise, their places.
+        Its full steps' noise levels are moved; where the sampler draws noise, or the network changes, their places.
         """
         half = self._samples // 2
         halves = [(0, half), (half, self._samples - half)] if half else [(0, self._samples)]
         start = [float(found[first : first + count].mean()) for first, count in halves]
-        noisy = self._runs.traits.draws_noise
-        ascent = PlaceAscent(schedule, start) if noisy else LevelAscent(schedule, self._runs.sigmas.tolist(), start)
+        starts = self._runs.starts
+        if self._runs.traits.draws_noise or starts:
+            ascent = PlaceAscent(schedule, start, starts)
+        else:
+            ascent = LevelAscent(schedule, self._runs.sigmas.tolist(), start)
         limit, best = self.full_runs + self.effort.local, schedule
         for tried in ascent:
             if self.full_runs >= limit:

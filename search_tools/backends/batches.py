@@ -33,6 +33,7 @@ class BatchedBackend(ABC):
     batch = 16  # samples at once; more is no faster on a CPU
     most_fitted: int | None = None  # samples that blends are fitted on
     cuts: tuple[int, ...] = ()  # steps at which one window of the run ends and the next begins
+    starts: tuple[int, ...] = ()  # steps at which another network of the run begins
     replays = True  # whether a prediction depends on its step, its seeds and what went in alone
     _store: TeacherStore
 

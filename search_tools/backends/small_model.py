@@ -14,7 +14,7 @@ from flexi_core.demo.model import SmallModel
 from flexi_core.errors import FlexiError
 from flexi_core.networks.fingerprint import architecture_fingerprint, weights_fingerprint
 from flexi_core.networks.unet import NetworkCall
-from flexi_core.run.cost import NetworkCost, count_macs
+from flexi_core.run.cost import NetworkCost, StagedCost, count_macs
 from flexi_core.run.plan import make_plan
 from flexi_core.run.replay import Replay
 from flexi_core.run.run import StepRecord
@@ -99,10 +99,20 @@ class SmallModelBackend(BatchedBackend):
         return {}
 
     @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Steps at which another network of the run begins."""
+        return self.model.stages.starts(self.sigmas.tolist()) if self.model.stages else ()
+
+    @cached_property
     def cost(self) -> NetworkCost:
-        """MACs of one row, full and at every partial depth."""
+        """MACs of one row, full and at every partial depth; of several networks each step's own."""
         context, _ = self.model.conditioning(self.prompts(0, 1), 1)
-        return count_macs(self.model.unet, NetworkCall(torch.zeros(1, *self.model.latent_shape), torch.zeros(1), context))
+        call = NetworkCall(torch.zeros(1, *self.model.latent_shape), torch.zeros(1), context)
+        if self.model.stages is None:
+            return count_macs(self.model.unet, call)
+        levels = {self.model.stages.at(float(sigma)): float(sigma) for sigma in self.sigmas[:-1]}
+        by_stage = {stage: count_macs(self.model.network(sigma), call) for stage, sigma in levels.items()}
+        return StagedCost.over((self.model.stages.at(float(sigma)) for sigma in self.sigmas[:-1]), by_stage)
 
     def draw_batch(
         self,
@@ -117,7 +127,7 @@ class SmallModelBackend(BatchedBackend):
     ) -> tuple[torch.Tensor, list[StepRecord]]:
         """Sample one batch; see `BatchedBackend.draw_batch`."""
         sigmas = self.sigmas if steps is None else self.grid(steps)
-        plan = make_plan(schedule, sigmas.tolist(), self.traits)
+        plan = make_plan(schedule, sigmas.tolist(), self.traits, stages=self.model.stages)
         latents, run = sample(
             self.model,
             plan,

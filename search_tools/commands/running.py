@@ -87,7 +87,7 @@ def _run(
         space = with_guesses(
             study,
             backend,
-            settings.space(backend.cost, backend.identity["sigmas"], backend.traits, backend.cuts),
+            settings.space(backend.cost, backend.identity["sigmas"], backend.traits, sorted({*backend.cuts, *backend.starts})),
             settings.guesses,
             bar,
             samples=fitness.stages[0],

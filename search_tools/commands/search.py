@@ -139,7 +139,7 @@ def search(
         move=move,
     )
     if quality is None:  # refused before a study of it is made
-        wanted.space(backend.cost, backend.identity["sigmas"], backend.traits, backend.cuts)
+        wanted.space(backend.cost, backend.identity["sigmas"], backend.traits, sorted({*backend.cuts, *backend.starts}))
     if create_only:
         opened = open_study(storage, study or wanted.default_name, wanted)
         if as_json:

@@ -24,10 +24,11 @@ def scenes(count: int, seed: int = SCENE_SEED) -> torch.Tensor:
     return torch.cat([render(random_attributes(part, generator), generator) for part in parts])
 
 
-def folder_images(folder: Path, height: int, width: int) -> torch.Tensor:
+def folder_images(folder: Path, height: int, width: int, most: int | None = None) -> torch.Tensor:
     """Return the pictures of a folder [N, 3, height, width], -1..1, in the order of their names.
 
-    A picture of another shape is cropped in its middle to the shape asked for, then resized (Lanczos).
+    A picture of another shape is cropped in its middle to the shape asked for, then resized (Lanczos). No more than `most`
+    are read, the first ones.
 
     Raises:
         FlexiError: the folder has fewer than two pictures, or one cannot be read.
@@ -38,7 +39,7 @@ def folder_images(folder: Path, height: int, width: int) -> torch.Tensor:
     if len(files) < 2:
         raise FlexiError(f"{folder}: {len(files)} pictures ({', '.join(SUFFIXES)}); a comparison of sets needs at least 2")
     found = []
-    for path in files:
+    for path in files[:most]:
         try:
             with Image.open(path) as image:
                 fitted = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)

@@ -36,7 +36,7 @@ def save_image_rows(path: Path, rows: Sequence[tuple[str, torch.Tensor]], column
         axis.set_title(label, loc="left", fontsize=9)
         axis.axis("off")
     figure.tight_layout(pad=0.4)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_pareto(
@@ -78,7 +78,7 @@ def save_pareto(
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_similarity(path: Path, similarity: np.ndarray, sigmas: Sequence[float], starts: Sequence[int], title: str) -> None:
@@ -110,7 +110,7 @@ def save_similarity(path: Path, similarity: np.ndarray, sigmas: Sequence[float],
     axis.set_title(title, fontsize=9)
     figure.colorbar(shown, label="share of values alike")
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def visible(teacher: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
@@ -161,7 +161,8 @@ def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return sorted(p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points))
 
 
-def _save(figure, path: Path) -> None:
+def save_figure(figure, path: Path) -> None:
+    """Write a figure of matplotlib whole or not at all."""
     from matplotlib import pyplot
 
     with replace_file(path) as temporary:

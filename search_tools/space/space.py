@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise, zip_longest
+from itertools import accumulate, pairwise, zip_longest
 from typing import Any
 
 import numpy as np
@@ -55,8 +55,8 @@ class Space:
             the derivative alone.
         removes: whether null steps may be removed; without it there is no family `paper`.
         moves: whether schedules may have noise levels of their own; without it there is no family `levels`.
-        cuts: steps at which one window of the run ends and the next begins. A window begins with a full step, and its noise
-            levels are its own: there is the family `free` alone.
+        cuts: steps at which one window or network of the run ends and the next begins. That begins with a full step, and its
+            noise levels are its own: there is the family `free` alone.
 
     Raises:
         FlexiError: no schedule is that cheap, a family is not known, or none is left.
@@ -108,10 +108,16 @@ class Space:
         """The cost that a schedule may have, in full steps."""
         return self.steps / self.speedup + 1e-9
 
-    @property
+    @cached_property
     def full_steps(self) -> int:
-        """How many full steps the budget holds."""
-        return int(self.budget)
+        """How many full steps the budget holds: beside those that begin a stretch the cheapest, where networks differ."""
+        first = {0, *self.cuts}
+        rest = sorted(self._price(i) for i in range(self.steps) if i not in first)
+        return sum(total <= self.budget for total in accumulate([*map(self._price, sorted(first)), *rest]))
+
+    def _price(self, step: int) -> float:
+        """Return what a full step costs, as a share of an average one."""
+        return self.cost.at(step).full_macs / self.cost.full_macs
 
     @property
     def _most_segments(self) -> int:
@@ -456,10 +462,12 @@ class Space:
         while not self.front and len(genes) < self.steps:
             left = self.budget - self._cost(genes)
             letters = self._build(genes, 1).letters
-            places = [i for i, letter in enumerate(letters) if letter in "NX"]
-            if not places or left < (0.5 if self.reuse_guidance else 1):
+            least = 0.5 if self.reuse_guidance else 1
+            places = [i for i, letter in enumerate(letters) if letter in "NX" and least * self._price(i) <= left]
+            if not places:
                 break
-            genes = self._with_full(genes, places[rng.integers(len(places))], reuses=left < 1)
+            place = places[rng.integers(len(places))]
+            genes = self._with_full(genes, place, reuses=left < self._price(place))
         return genes
 
     def _trimmed(self, genes: list[_Gene]) -> list[_Gene]:

@@ -8,6 +8,7 @@ import torch
 
 from flexi_core.networks.controlnet import ShallowControl
 from flexi_core.networks.unet import NetworkCall, block_count, full_pass, partial_pass
+from flexi_core.stages.bounds import Boundary
 
 MIXED = "FPX@2|FPN@3"  # 6 steps, as all of these schedules
 FAMILIES = ("sd15_model", "sdxl_model")
@@ -403,6 +404,31 @@ def test_control_nets_keep_the_laws(request, prompt, sampler_of, cell, control_n
     report = cell(model, sample, MIXED)
     assert "ran in full" not in str(report)
     assert not torch.equal(sample(model), sampler_of(prompt(1), prompt(9))(model)), "the control net changes nothing"
+
+
+@pytest.mark.parametrize("text", ["6*(F)", "FPX@2|FPX@2", "FPPPPP@2"])
+def test_a_control_net_over_a_joined_pair_is_that_of_two_windows(
+    host, noise, apply, sd15_model, typed_model, control_net, controlled, text
+):
+    """Its shallow blocks run on partial steps of both networks; steps of no network leave it out."""
+    other = typed_model("SD15", sd15_model.model.model_config.unet_config)
+    rng = torch.Generator().manual_seed(8)
+    for value in other.model.diffusion_model.parameters():
+        value.data.mul_(1 + 0.1 * torch.randn(value.shape, generator=rng))
+    positive, negative = controlled(control_net(sd15_model))
+    options = {"steps": 6, "positive": positive, "negative": negative}
+    level = float(host.sigmas(sd15_model, "normal", 6)[3])
+    joined, _ = host.adapter.join_models(sd15_model, other, Boundary(level, "sigma"))
+    model, handle = apply(joined, text)
+    made = host.sample(model, noise=noise, **options)
+    first, second = (apply(each, text)[0] for each in (sd15_model, other))
+    half = host.sample(first, noise=noise, last_step=3, **options)
+    whole = host.sample(second, noise=half * 0, latent_image=half, start_step=3, disable_noise=True, **options)
+    # The latent is scaled on its way between two nodes, which rounds.
+    assert (made - whole).abs().max() < 1e-4 * made.abs().max(), str(handle.report)
+    assert handle.report.letters[3] == "F" and len(handle.report.stages) == 2
+    plain, _ = controlled(control_net(sd15_model), strength=0.0)
+    assert not torch.equal(made, host.sample(model, noise=noise, **{**options, "positive": plain, "negative": plain}))
 
 
 @pytest.mark.matrix("Conditioning", "ControlNet by the old node, which fills in the negative prompt")

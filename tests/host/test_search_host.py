@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from flexi_core import FlexiError, Schedule, load_schedule
 from flexi_core.demo.scenes import captions_of
+from flexi_core.run.cost import schedule_cost
 from flexi_core.run.replay import PredictionStore
+from flexi_core.tune import Tuner
 from search_tools.cli import app
 from search_tools.deadline import TooSlow
 from search_tools.space.space import Space
@@ -548,6 +550,24 @@ def experts(at=4, **others):
     own = {"model": ["11", 0], "latent_image": ["5", 0], "noise_seed": 0, **window, **others}
     graph["15"] = {"class_type": "KSamplerAdvanced", "inputs": {**graph["5"]["inputs"], **own}}
     return graph
+
+
+def test_a_joined_model_is_searched_with_a_full_step_at_its_boundary_and_each_networks_own_macs(opened):
+    graph = experts()
+    joined = {"high_noise": ["1", 0], "low_noise": ["11", 0], "unit": "share of the run", "boundary_in_grid": True}
+    graph["16"] = a_node("FlexiJoinModels", boundary=0.5, **joined)
+    kept = {name: graph["5"]["inputs"][name] for name in ("positive", "negative", "latent_image", "steps", "cfg")}
+    sampler = {"sampler_name": "euler", "scheduler": "simple", "seed": 1, "denoise": 1.0}
+    graph["5"] = a_node("KSampler", model=["16", 0], **kept, **sampler)
+    del graph["15"]
+    backend, half = opened(graph), STEPS // 2
+    assert backend.starts == (half,) and backend.cuts == ()
+    assert backend.cost.by_step == (0,) * half + (1,) * half and set(backend.cost.by_stage) == {0, 1}
+    schedule = Schedule.parse("FX" * (half // 2) + "X" * (half % 2) + "F" + "X" * (half - 1))
+    spent = backend.sample(schedule, 0, 1).macs
+    assert spent == pytest.approx(2 * schedule_cost(schedule, backend.cost)), "with the prompt and without"
+    front = Tuner(backend, 1).front()
+    assert front and all(planned.schedule.letters[half] == "F" for planned in front)
 
 
 @pytest.fixture

@@ -157,6 +157,14 @@ class ComfyBackend(BatchedBackend):
         return probe(self.solver, self.sigmas.tolist()) or PLAIN
 
     @property
+    def starts(self) -> tuple[int, ...]:
+        """Steps at which another network begins within a node's window."""
+        found: list[int] = []
+        for node, edge in zip(self._run.nodes, self._run.edges, strict=False):
+            found += [edge + start for start in (node.stages.starts(node.sigmas.tolist()) if node.stages else ())]
+        return tuple(found)
+
+    @property
     def most_fitted(self) -> int:
         """Samples that blends are fitted on."""
         return self._most_fitted_under_noise if self.traits.draws_noise else self._most_fitted
@@ -167,8 +175,8 @@ class ComfyBackend(BatchedBackend):
 
     @cached_property
     def cost(self) -> NetworkCost:
-        """MACs of one row, full and at every partial depth."""
-        cost = self._last.probed.cost
+        """MACs of one row, full and at every partial depth; of a node's several networks each step's own."""
+        cost = self._last.probed.cost if self.cuts else self._last.cost
         if cost is None:
             log.warning("the network's MACs cannot be counted: every computed step is taken to cost the same")
             return NetworkCost(1.0)

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from flexi_core.errors import FlexiError
+from flexi_core.run.cost import NetworkCost, StagedCost
 from flexi_core.run.report import RunReport
 from flexi_core.schedule.presets import all_full
+from flexi_core.stages.bounds import Stages
 from flexi_core.tune import SampleProgress
 from flexi_core.tune.levels import resampled
 
@@ -157,7 +159,25 @@ class SamplingNode:
         sampler = comfy.samplers.sampler_object(inputs["sampler_name"])
         return "SamplerCustom", {**kept, "add_noise": inputs["add_noise"] == "enable", "sampler": sampler, "sigmas": sigmas}
 
-    def _measure(self) -> tuple[torch.Tensor, Any, RunReport, torch.Tensor]:
+    @cached_property
+    def stages(self) -> Stages | None:
+        """Where the network of its run changes; None where it does not."""
+        from flexi_core.host import stages_of
+
+        return stages_of(self.model, self.sigmas)
+
+    @cached_property
+    def cost(self) -> NetworkCost | None:
+        """MACs of one row, of several networks each step's own; None where they cannot be counted."""
+        starts = self.stages.starts(self.sigmas.tolist()) if self.stages else ()
+        if not starts:
+            return self.probed.cost
+        by_step = [self.stages.at(float(sigma)) for sigma in self.sigmas[:-1]]
+        by_stage = {by_step[0]: self.probed.cost_in(by_step[0])}
+        by_stage |= {by_step[start]: self._measure(start)[2].cost_in(by_step[start]) for start in starts}
+        return None if None in by_stage.values() else StagedCost.over(by_step, by_stage)
+
+    def _measure(self, begin: int = 0) -> tuple[torch.Tensor, Any, RunReport, torch.Tensor]:
         levels: list[torch.Tensor] = []
         samplers: list[Any] = []
 
@@ -165,7 +185,7 @@ class SamplingNode:
             levels.append(sigmas.detach().float().cpu().clone())
             samplers.append(sampler)
             # A copy: some samplers write to theirs.
-            return executor(noise, latent_image, sampler, sigmas[: _PROBED_STEPS + 1].clone(), *args, **kwargs)
+            return executor(noise, latent_image, sampler, sigmas[begin : begin + _PROBED_STEPS + 1].clone(), *args, **kwargs)
 
         from comfy.patcher_extension import WrappersMP
 
