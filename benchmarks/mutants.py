@@ -52,6 +52,8 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 # By module, the tests that concern it.
 MODULES = {
     "flexi_core/schedule/schedule.py": "grammar schedule_file plan guard",
+    "flexi_core/schedule/segment.py": "grammar schedule_file plan guard",
+    "flexi_core/schedule/levels.py": "plan guard basis words",
     "flexi_core/schedule/grammar.py": "grammar bounds fuzz",
     "flexi_core/run/plan.py": "plan guard guidance run basis words cache",
     "flexi_core/run/run.py": "run cache guidance guard basis replay run_report unet_steps transformer_steps",
