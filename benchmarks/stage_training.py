@@ -315,9 +315,9 @@ def _words(each: Comparison) -> list[str]:
             f"## From scratch: {each.done:,} of {ITERATIONS:,} iterations{' so far' * (each.done < ITERATIONS)}, {seeds}",
             "",
             f"Scenes of {SIZE}x{SIZE} pixels, a U-Net of 64 channels, cuts at sigma {cuts} (`flexi stages` on these scenes).",
-            f"{each.kind.settings['batch']} scenes a batch, one stage in each, all stages drawn alike; separate networks",
-            f"have a third of the iterations each. Frechet: distance on the pixels of {SAMPLES:,} samples ({STEPS} Euler",
-            f"steps) to {REFERENCE:,} held-out scenes, with the range over seeds.",
+            f"{each.kind.settings['batch']} scenes a batch, one stage in each, all stages drawn alike; separate networks have",
+            f"a third of the iterations each. Frechet: distance on the pixels of {SAMPLES:,} samples ({STEPS} Euler steps)",
+            f"to {REFERENCE:,} held-out scenes, with the range over seeds.",
         ]
     return [
         f"## From the embedded model: {each.done:,} more iterations, {seeds}",
@@ -343,7 +343,7 @@ def _picture(found: Sequence[Comparison]) -> Any:
                 points = each.points(arm, stage)
                 at = [done for done in points if done or each.kind.name == "warm"]
                 means = [statistics.mean(points[done]) for done in at]
-                (line,) = axis.plot(at, means, label=arm.name, linewidth=1.4)
+                (line,) = axis.plot(at, means, label=arm.name, linewidth=1.4, marker=".", markersize=4)
                 low, high = ([of(points[done]) for done in at] for of in (min, max))
                 axis.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
             axis.set_yscale("log")

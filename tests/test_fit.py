@@ -22,8 +22,8 @@ STEPS = len(SIGMAS) - 1
 
 
 @pytest.fixture(scope="module", params=["euler", "dpmpp_2m"])
-def backend(request, tmp_path_factory):
-    return EmbeddedBackend(TeacherSettings(request.param, steps=STEPS), tmp_path_factory.mktemp("teacher"))
+def backend(request, backend_on, small_model):
+    return backend_on(small_model, TeacherSettings(request.param, steps=STEPS))
 
 
 @pytest.mark.parametrize("solve", [sample_euler, sample_dpmpp_2m])
@@ -75,7 +75,8 @@ def _run(gaussian, solve, schedule, x, observer=None):
     return solve(lambda x, s: run.predict(x, float(s), lambda: gaussian.denoise(x, s)), x, SIGMAS.to(x.dtype))
 
 
-def test_fitted_schedules_are_nearer_to_the_teacher_on_unseen_seeds(backend):
+def test_fitted_schedules_are_nearer_to_the_teacher_on_unseen_seeds(backend, tmp_path):
+    backend = EmbeddedBackend(backend.settings, tmp_path)  # of pictures that it was trained for
     schedule = Schedule.parse(TEXT)
     fitted, macs = backend.fit(schedule, SEARCH_SEEDS, 4)
     assert fitted.letters == schedule.letters and macs > 0
@@ -95,8 +96,8 @@ def test_a_fit_repeats_bit_for_bit_and_takes_what_is_known_from_the_store(backen
     assert elsewhere == first
 
 
-def test_samples_one_after_the_other_fit_nearly_as_well_as_together(backend):
-    alone = EmbeddedBackend(backend.settings)
+def test_samples_one_after_the_other_fit_nearly_as_well_as_together(backend, backend_on, small_model):
+    alone = backend_on(small_model, backend.settings)
     alone.batch = 1
     apart, macs = alone.fit(Schedule.parse(TEXT), 0, 4)
     together, macs_together = backend.fit(Schedule.parse(TEXT), 0, 4)
@@ -106,8 +107,8 @@ def test_samples_one_after_the_other_fit_nearly_as_well_as_together(backend):
     assert abs(one - other) < 1.5
 
 
-def test_a_back_end_fits_on_no_more_samples_than_it_says(backend):
-    few = EmbeddedBackend(backend.settings)
+def test_a_back_end_fits_on_no_more_samples_than_it_says(backend, backend_on, small_model):
+    few = backend_on(small_model, backend.settings)
     few.most_fitted = 2
     assert few.fit(Schedule.parse(TEXT), 0, 4) == backend.fit(Schedule.parse(TEXT), 0, 2)
 
@@ -125,6 +126,6 @@ def test_removed_steps_beside_extrapolated_ones_are_fitted_on_the_kept_noise_lev
     assert fitted.segments[0].blend is None and after > before
 
 
-def test_a_sampler_that_cannot_be_fitted_leaves_the_schedule_as_it_is(tmp_path):
-    heun = EmbeddedBackend(TeacherSettings("heun", steps=4), tmp_path)
+def test_a_sampler_that_cannot_be_fitted_leaves_the_schedule_as_it_is(backend_on, small_model):
+    heun = backend_on(small_model, TeacherSettings("heun", steps=4))
     assert heun.fit(Schedule.parse("2*(FX)"), 0, 1)[0] == Schedule.parse("2*(FX)")

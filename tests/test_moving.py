@@ -16,7 +16,6 @@ from flexi_core.run.run import Run
 from flexi_core.runtime.sampling import SAMPLERS, make_noise, sample, sample_dpmpp_2m, sample_euler
 from flexi_core.tune.fit import linear_response, response_at
 from flexi_core.tune.levels import at_levels
-from search_tools.backends.embedded import EmbeddedBackend
 from search_tools.backends.teacher import TeacherSettings
 from search_tools.fitness import Evaluation, Fitness
 from search_tools.settings import SearchSettings
@@ -152,13 +151,19 @@ class Valley:
 
 
 @pytest.fixture
-def searched(tmp_path):
-    """A function of (fitness, evaluations): the study of a search in which every step may be full, and its result."""
-    backend = EmbeddedBackend(TeacherSettings(steps=6), tmp_path)
+def searched(backend_on, small_model, monkeypatch):
+    """A function of (fitness, evaluations): the study of a search in which every step may be full, and its result.
 
-    def run(fitness, evaluations: int, name: str = "s", **others):
+    It is in Optuna's memory, and in a database where it has to be `stored`: what goes on from it is what was written down.
+    """
+    backend = backend_on(small_model, TeacherSettings(steps=6))
+
+    def run(fitness, evaluations: int, name: str = "s", stored: bool = False, **others):
         settings = SearchSettings.of(backend, 1.0, samples=16, families=("free",), **others)
-        study = open_study(f"sqlite:///{tmp_path}/s.db", name, settings)
+        with monkeypatch.context() as patch:
+            if not stored:
+                patch.setattr("search_tools.study.study.open_storage", lambda _: optuna.storages.InMemoryStorage())
+            study = open_study("sqlite://", name, settings)
         return study, run_search(study, settings.space(backend.cost), fitness, evaluations=evaluations)
 
     return run
@@ -189,10 +194,11 @@ def test_a_descent_that_is_cut_off_goes_on_where_it_was(searched):
     whole, _ = searched(Valley(), 30)
     expected = best_moved(whole, best_trial(whole))
     assert expected is not None
+    unmoved, _ = searched(Valley(), 30, stored=True, move=False)
     for tries in (1, 2, 7, 12):
-        fitness = Valley()
-        study, _ = searched(fitness, 30, f"cut at {tries}", move=False)
-        before = fitness.fits
+        fitness, name, storage = Valley(), f"cut at {tries}", unmoved._storage
+        optuna.copy_study(from_study_name="s", from_storage=storage, to_storage=storage, to_study_name=name)
+        study, before = optuna.load_study(study_name=name, storage=storage), fitness.fits
         fitness.fails_at = before + tries
         with pytest.raises(KeyboardInterrupt):
             move_levels(study, fitness, 60)
@@ -209,7 +215,7 @@ def test_a_descent_that_is_cut_off_goes_on_where_it_was(searched):
 
 def test_a_descent_that_goes_on_keeps_what_it_had_until_it_has_better(searched):
     fitness = Valley()
-    study, first = searched(fitness, 6)
+    study, first = searched(fitness, 6, stored=True)
     assert first.best.schedule.sigmas is not None
     fitness.fails_at = fitness.fits + 10
     with pytest.raises(KeyboardInterrupt):
@@ -272,11 +278,12 @@ def test_a_front_is_not_moved(searched):
     assert "flexi:moves" not in study.user_attrs
 
 
-def test_the_levels_of_a_real_schedule_are_moved_nearer_to_the_teacher(tmp_path):
-    backend = EmbeddedBackend(TeacherSettings("dpmpp_2m", steps=9), tmp_path / "teacher")
+def test_the_levels_of_a_real_schedule_are_moved_nearer_to_the_teacher(backend_on, small_model):
+    backend = backend_on(small_model, TeacherSettings("dpmpp_2m", steps=9))
+    backend.features = lambda latents: latents.mean(dim=(2, 3))  # the classifier reads larger ones
     settings = SearchSettings.of(backend, 3.0, samples=6, families=("free",), guesses=0, finalists=0)
     fitness = Fitness(backend, (3, 6))
-    study = open_study(f"sqlite:///{tmp_path}/s.db", "s", settings)
+    study = open_study("sqlite://", "s", settings)
     result = run_search(study, settings.space(backend.cost, sampler=backend.traits), fitness, evaluations=4)
     still = best_trial(study)
     moved = best_moved(study, still)

@@ -24,7 +24,6 @@ from flexi_core.runtime.sampling import SAMPLERS, solver_of, traits_of
 from flexi_core.schedule.presets import all_full
 from flexi_core.tune.fit import BlendFit, TrajectoryRecorder, linear_response
 from flexi_core.tune.levels import at_levels, full_levels, with_level
-from search_tools.backends.embedded import EmbeddedBackend
 from search_tools.backends.teacher import SEARCH_SEEDS, TeacherSettings
 from search_tools.cli import app
 from search_tools.settings import SearchSettings
@@ -118,8 +117,8 @@ def test_a_fit_under_noise_ends_nearer_to_the_teacher_than_the_default(gaussian,
 
 
 @pytest.fixture(scope="module")
-def ancestral(tmp_path_factory):
-    return EmbeddedBackend(TeacherSettings("euler_ancestral", steps=8), tmp_path_factory.mktemp("teacher"))
+def ancestral(backend_on, small_model):
+    return backend_on(small_model, TeacherSettings("euler_ancestral", steps=8))
 
 
 def test_a_fit_under_noise_is_nearer_on_the_samples_that_it_was_made_on_and_says_its_basis(ancestral):
@@ -137,8 +136,8 @@ def test_what_takes_the_noise_elsewhere_is_not_fitted(ancestral, text):
     assert ancestral.fit(Schedule.parse(text), 0, 2) == (Schedule.parse(text), 0.0)
 
 
-def test_each_basis_has_a_fit_of_its_own(tmp_path):
-    backend = EmbeddedBackend(TeacherSettings("res_multistep", steps=8), tmp_path)
+def test_each_basis_has_a_fit_of_its_own(backend_on, small_model):
+    backend = backend_on(small_model, TeacherSettings("res_multistep", steps=8))
     schedules = [replace(Schedule.parse("FX|FXX|FX|F"), basis=basis) for basis in (DERIVATIVE, DENOISED, None)]
     derivative, denoised, by_sampler = (backend.fit(schedule, SEARCH_SEEDS, 2)[0] for schedule in schedules)
     assert derivative.basis == DERIVATIVE and denoised == by_sampler
@@ -264,14 +263,15 @@ def flexi(tmp_path, monkeypatch):
     return lambda *args: CliRunner().invoke(app, [str(a) for a in args])
 
 
-def test_a_search_under_noise_ends_nearer_than_as_few_plain_steps(flexi, tmp_path):
+def test_a_search_under_noise_ends_nearer_than_as_few_plain_steps(flexi, tmp_path, monkeypatch):
+    monkeypatch.setattr("search_tools.commands.search.JUDGED", 4)
     run = ["--sampler", "euler_ancestral", "--steps", 8, "--speedup", 2, "--samples", 16, "--guesses", 0]
-    found = flexi("search", *run, "--evaluations", 3, "--finalists", 0, "--out", "s.json", "--json")
+    found = flexi("search", *run, "--evaluations", 2, "--finalists", 0, "--out", "s.json", "--json")
     assert found.exit_code == 0, found.output
     assert "The sampler draws noise anew in every step." in found.stderr
     schedule = load_schedule(tmp_path / "s.json")
     assert schedule.basis == DENOISED and "basis=denoised" in json.loads(found.stdout)["schedule"]
-    table = flexi("evaluate", "s.json", "--samples", 8, "--json")
+    table = flexi("evaluate", "s.json", "--samples", 6, "--json")
     rows = {row["name"]: row for row in json.loads(table.stdout)["rows"]}
     assert rows["s"]["psnr_db"] > rows["euler_ancestral, 4 steps"]["psnr_db"] + 3
 

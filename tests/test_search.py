@@ -59,9 +59,9 @@ def settings(backend):
 
 
 @pytest.fixture(scope="module")
-def whole(space, fitness, settings, tmp_path_factory):
+def whole(space, fitness, settings):
     """An uninterrupted search of 15 candidates."""
-    study = open_study(f"sqlite:///{tmp_path_factory.mktemp('whole')}/a.db", "whole", settings)
+    study = open_study("sqlite://", "whole", settings)
     return run_search(study, space, fitness, evaluations=15)
 
 
@@ -405,8 +405,8 @@ def test_a_killed_run_leaves_no_running_trial_behind(space, fitness, settings, t
     assert [t.state for t in study.trials].count(TrialState.RUNNING) == 0
 
 
-def test_a_screened_candidate_has_no_fitness_and_is_never_the_best(space, fitness, settings, tmp_path):
-    study = open_study(f"sqlite:///{tmp_path}/a.db", "s", replace(settings, move=False))
+def test_a_screened_candidate_has_no_fitness_and_is_never_the_best(space, fitness, settings):
+    study = open_study("sqlite://", "s", replace(settings, move=False))
     result = run_search(study, space, fitness, evaluations=20)
     screened = [c for c in result.candidates if c.evaluation is None]
     judged = [c for c in result.candidates if c.evaluation is not None]

@@ -36,8 +36,8 @@ def _made_up(steps: int, kinds: str = "XPf") -> Sensitivities:
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory):
-    return EmbeddedBackend(TeacherSettings(steps=6), tmp_path_factory.mktemp("teacher"))
+def backend(backend_on, small_model):
+    return backend_on(small_model, TeacherSettings(steps=6))
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +67,11 @@ def test_the_steps_before_a_stretch_are_computed_once(backend):
     assert found.macs == 2 * computed * backend.cost.full_macs  # with and without the prompt
 
 
-def test_a_network_that_cannot_be_partial_has_no_partial_stretches(tmp_path):
+def test_a_network_that_cannot_be_partial_has_no_partial_stretches(backend_on, small_model):
     class Whole(EmbeddedBackend):
         cost = NetworkCost(1000.0)
 
-    found = measure_sensitivities(Whole(TeacherSettings(steps=3), tmp_path), ("P", "X"), samples=1)
+    found = measure_sensitivities(backend_on(small_model, TeacherSettings(steps=3), Whole), ("P", "X"), samples=1)
     assert found.kinds == ("X",)
 
 
@@ -84,11 +84,11 @@ def test_sensitivities_of_another_version_are_refused():
         Sensitivities.from_dict({"steps": 6, "stretches": [{"place": 3}]})
 
 
-def test_unknown_kinds_and_runs_too_short_are_refused(backend, tmp_path):
+def test_unknown_kinds_and_runs_too_short_are_refused(backend, backend_on, small_model):
     with pytest.raises(FlexiError, match="unknown kinds of step: N"):
         measure_sensitivities(backend, ("N",))
     with pytest.raises(FlexiError, match="from 3 on"):
-        measure_sensitivities(EmbeddedBackend(TeacherSettings(steps=2), tmp_path))
+        measure_sensitivities(backend_on(small_model, TeacherSettings(steps=2)))
 
 
 def test_a_longer_stretch_and_a_wider_gap_are_never_predicted_better(measured):
@@ -182,8 +182,8 @@ def test_a_space_of_another_run_is_refused():
         _made_up(25).plan(Space(20, 4.0, COST), 5)
 
 
-def test_the_first_guess_is_the_tuned_schedule_for_the_budget(tmp_path):
-    backend, study = EmbeddedBackend(TeacherSettings(steps=10), tmp_path), optuna.create_study()
+def test_the_first_guess_is_the_tuned_schedule_for_the_budget(backend_on, small_model):
+    backend, study = backend_on(small_model, TeacherSettings(steps=10)), optuna.create_study()
     space = Space(10, 2.0, backend.cost)
     guesses = with_guesses(study, backend, space, 6, samples=2).guesses
     front = TunedFront.from_dict(study.user_attrs["flexi:tuned"], 10)
@@ -214,8 +214,8 @@ def test_tuned_schedules_of_a_study_that_are_none_are_refused_in_words(values):
 
 @pytest.mark.parametrize("front", [False, True])
 @pytest.mark.parametrize("sampler", ["euler", "heun"])  # the one is tuned, the other has sensitivities
-def test_a_study_measures_once_and_starts_from_the_guesses(tmp_path, front, sampler):
-    backend = EmbeddedBackend(TeacherSettings(sampler, steps=8), tmp_path)
+def test_a_study_measures_once_and_starts_from_the_guesses(backend_on, small_model, front, sampler):
+    backend = backend_on(small_model, TeacherSettings(sampler, steps=8))
     study, space = optuna.create_study(), Space(8, 2.0, backend.cost, front=front)
     first = with_guesses(study, backend, space, 3, samples=2)
     assert ("flexi:tuned" in study.user_attrs) == (sampler == "euler")

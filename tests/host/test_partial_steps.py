@@ -5,6 +5,8 @@ import torch
 
 from flexi_core.networks.unet import NetworkCall, block_count, full_pass, partial_pass
 
+pytestmark = pytest.mark.usefixtures("small_latents")
+
 
 @pytest.fixture(scope="module")
 def network(demo_model):
@@ -28,7 +30,7 @@ def residuals(network, seed=0):
     shapes = []
     seen = lambda h, skip, options: (shapes.append(skip.shape), (h, skip))[1]  # noqa: E731
     call = NetworkCall(
-        torch.zeros(2, 3, 32, 32), torch.zeros(2), torch.zeros(2, 5, 64), options={"patches": {"output_block_patch": [seen]}}
+        torch.zeros(2, 3, 16, 16), torch.zeros(2), torch.zeros(2, 5, 64), options={"patches": {"output_block_patch": [seen]}}
     )
     call.run(network._forward)
     output = [torch.randn(shape, generator=rng) for shape in reversed(shapes)]  # popped from the end, deepest first

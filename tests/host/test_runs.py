@@ -8,6 +8,8 @@ import torch
 from flexi_core.run.plan import make_plan
 from flexi_core.schedule.schedule import Schedule
 
+pytestmark = pytest.mark.usefixtures("small_latents")
+
 MIXED = "2*(F)|FPX@2|FPN@3"  # 8 steps
 LONG = "F|FPPPPPPPPPPP@2|FPPX@2"  # 17: mapped to a window it still has partial steps
 
@@ -35,14 +37,14 @@ def ksampler(host):
 
 @pytest.fixture
 def picture(host):
-    """A latent that is no noise [1, 3, 32, 32]."""
-    return torch.linspace(-1, 1, 32).expand(1, 3, 32, 32).clone()
+    """A latent that is no noise [1, 3, 16, 16]."""
+    return torch.linspace(-1, 1, 16).expand(1, 3, 16, 16).clone()
 
 
 @pytest.mark.matrix("Runs", "KSampler, empty latent, batch {batch}")
 @pytest.mark.parametrize("batch", [1, 3])
 def test_ksampler_keeps_the_laws(ksampler, demo_model, cell, batch):
-    cell(demo_model, lambda model: ksampler(model, torch.zeros(batch, 3, 32, 32)), MIXED)
+    cell(demo_model, lambda model: ksampler(model, torch.zeros(batch, 3, 16, 16)), MIXED)
 
 
 @pytest.mark.matrix("Runs", "KSampler, denoise {denoise} (image to image)")
@@ -103,7 +105,7 @@ def test_the_denoised_output_of_the_custom_sampler_finds_its_report_too(host, de
         torch.linspace(12, 2, 9),
     )
     out, denoised = extra("custom_sampler", "SamplerCustomAdvanced")(
-        noise, guider, sampler, sigmas, {"samples": torch.zeros(1, 3, 32, 32)}
+        noise, guider, sampler, sigmas, {"samples": torch.zeros(1, 3, 16, 16)}
     )
     assert not torch.equal(out["samples"], denoised["samples"])
     assert handle.report_of(out["samples"]) is handle.report_of(denoised["samples"]) is handle.report is not None
@@ -111,17 +113,17 @@ def test_the_denoised_output_of_the_custom_sampler_finds_its_report_too(host, de
 
 @pytest.mark.matrix("Runs", "inpainting with a mask")
 def test_mask_keeps_the_laws(ksampler, picture, demo_model, cell):
-    mask = torch.zeros(1, 32, 32)
-    mask[:, 8:24, 8:24] = 1
+    mask = torch.zeros(1, 16, 16)
+    mask[:, 4:12, 4:12] = 1
     latent = {"samples": picture, "noise_mask": mask}
     cell(demo_model, lambda model: ksampler(model, copy.copy(latent)), MIXED)
 
 
 @pytest.mark.matrix("Runs", "a latent batch with a mask each")
 def test_batch_of_masks_keeps_the_laws(ksampler, picture, demo_model, cell):
-    masks = torch.zeros(3, 32, 32)
+    masks = torch.zeros(3, 16, 16)
     for row, mask in enumerate(masks):
-        mask[:, 8 * row : 8 * row + 8] = 1
+        mask[:, 4 * row : 4 * row + 4] = 1
     latent = {"samples": picture.repeat(3, 1, 1, 1), "noise_mask": masks}
     cell(demo_model, lambda model: ksampler(model, copy.copy(latent)), MIXED)
 
@@ -129,8 +131,8 @@ def test_batch_of_masks_keeps_the_laws(ksampler, picture, demo_model, cell):
 @pytest.mark.matrix("Runs", "two samplers in one graph, the second larger (hires fix)")
 def test_hires_pass_keeps_the_laws(ksampler, demo_model, cell):
     def sample(model):
-        small = ksampler(model, torch.zeros(1, 3, 32, 32))
-        larger = torch.nn.functional.interpolate(small, size=(48, 48), mode="nearest")
+        small = ksampler(model, torch.zeros(1, 3, 16, 16))
+        larger = torch.nn.functional.interpolate(small, size=(24, 24), mode="nearest")
         return ksampler(model, larger, disable_noise=False)
 
     cell(demo_model, sample, MIXED)

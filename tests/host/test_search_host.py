@@ -27,6 +27,7 @@ CAPTION = "a large red circle at the center on a navy background"
 STEPS = 6
 SIZE = 16  # pixels of the embedded model's pictures: it takes any, and the laws hold at the smallest
 MIXED = Schedule.parse("FP@2|FPX@3|F")
+SHORT = ("--speedup", 2, "--samples", 16, "--evaluations", 1, "--finalists", 0, "--no-move", "--json")  # of a search
 
 # A pack of the user's: conditioning without a text encoder, a small model that the host types as SDXL, nodes that fail.
 PACK_FOR_TESTS = """
@@ -378,18 +379,17 @@ def test_predictions_from_a_store_change_no_bit(opened, sampler):
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "dpmpp_sde"])
-def test_blends_are_fitted_in_the_host_as_in_the_embedded_runtime(opened, cache, sampler):
+def test_blends_are_fitted_in_the_host_as_in_the_embedded_runtime(opened, backend_on, small_model, sampler):
     schedule = Schedule.parse("FXX|FXX")
-    fitted, macs = opened(demo(size=32, sampler_name=sampler)).fit(schedule, 0, 1)
+    fitted, macs = opened(demo(sampler_name=sampler)).fit(schedule, 0, 1)
     if sampler in ("heun", "dpmpp_sde"):  # two evaluations a step
         assert fitted == schedule
         return
-    from search_tools.backends.embedded import EmbeddedBackend
     from search_tools.backends.teacher import TeacherSettings
 
-    embedded = EmbeddedBackend(TeacherSettings(sampler, "normal", STEPS, 3.0), cache)
+    embedded = backend_on(small_model, TeacherSettings(sampler, "normal", STEPS, 3.0))
     prompts = [str(caption) for caption in captions_of(embedded.attributes(0, 1))]
-    fitted, _ = opened(demo(size=32, sampler_name=sampler), prompts=prompts).fit(schedule, 0, 1)
+    fitted, _ = opened(demo(sampler_name=sampler), prompts=prompts).fit(schedule, 0, 1)
     ours = [factor for segment in fitted.segments for factor in segment.blend]
     theirs = [factor for segment in embedded.fit(schedule, 0, 1)[0].segments for factor in segment.blend]
     assert macs > 0 and ours == pytest.approx(theirs, abs=2e-2)
@@ -456,7 +456,7 @@ def test_guesses_of_a_search_come_from_full_runs_of_the_host(opened):
 
 
 def test_search_writes_the_schedule_where_the_node_finds_it(flexi, base, node):
-    found = flexi(demo(cfg=1.0, steps=4), "--speedup", 2, "--samples", 16, "--evaluations", 1, "--finalists", 0, "--json")
+    found = flexi(demo(cfg=1.0, steps=4), *SHORT)
     assert found.exit_code == 0, found.output
     printed = json.loads(found.stdout)
     path = base / "models" / "flexi_schedules" / "my graph_2x.json"
@@ -478,7 +478,7 @@ def test_a_workflow_of_what_every_host_has_is_searched(flexi, checkout, record_p
     kind, size = ("EmptyChromaRadianceLatentImage", SIZE) if pixels else ("EmptyLatentImage", 8 * SIZE)
     latent = a_node(kind, width=size, height=size, batch_size=1)
     graph = sampled(a_node("FlexiDemoModel"), words, latent, steps=4)
-    found = flexi(graph, "--speedup", 2, "--samples", 16, "--evaluations", 1, "--finalists", 0, "--json")
+    found = flexi(graph, *SHORT)
     assert found.exit_code == 0, found.output
     assert load_schedule(json.loads(found.stdout)["file"]).info["teacher"]["steps"] == 4
     record_property("does", "a schedule file")
