@@ -38,6 +38,7 @@ def test_each_step_is_told_as_it_begins_and_what_came_out_at_the_end():
     assert steps[2]["words"].startswith("Step 4 of 6: full")
     assert last["done"] is None and last["letters"] == run_letters(run)
     assert last["words"].startswith("2.00 s instead of about ")
+    assert "\n3.00x fewer MACs than all steps full.\n" in last["details"]
     assert "A note." in last["details"] and "2 full" in last["details"] and "3 extrapolated" in last["details"]
 
 

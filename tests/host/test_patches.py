@@ -477,6 +477,22 @@ def test_macs_are_counted_where_the_hosts_attention_needs_a_real_device(host, sa
     assert met and handle.report.cost is not None
 
 
+def test_macs_are_counted_while_the_sampler_still_runs_where_somebody_looks(host, sample, make_unet, monkeypatch):
+    counted, told = [], []
+    report = importlib.import_module("flexi_core.run.report")
+    live = importlib.import_module("flexi_core.run.live").LiveRun
+    count = report.count_macs
+    monkeypatch.setattr(report, "count_macs", lambda *call: counted.append(call) or count(*call))
+    schedule = importlib.import_module("flexi_core").Schedule.parse(MIXED)
+    watched = host.adapter.apply_schedule(
+        make_unet(torch.float32, None), schedule, live=lambda plan, text: live(told.append, plan)
+    )
+    sample(watched[0])
+    assert counted and "fewer MACs than all steps full" in told[-1]["details"]
+    met = len(counted)
+    assert "MAC" in str(watched[1].report) and len(counted) == met
+
+
 @pytest.mark.matrix("Patches and weights", "LoRA on fp8 weights")
 def test_lora_on_fp8_weights_keeps_the_laws(host, sample, cell, twice, with_lora, make_unet):
     plain = make_unet(torch.float8_e4m3fn, torch.float32)
