@@ -672,7 +672,7 @@ def test_blends_are_fitted_in_each_window_and_bring_the_run_nearer_to_the_teache
 
 
 def test_two_experts_are_searched_by_one_command_into_one_file(flexi, caplog):
-    found = flexi(experts(), "--speedup", 1.5, "--samples", 16, "--evaluations", 4, "--finalists", 0, "--json")
+    found = flexi(experts(), "--speedup", 1.5, "--samples", 16, "--evaluations", 2, "--finalists", 0, "--json")
     assert found.exit_code == 0, found.output
     printed = json.loads(found.stdout)
     schedule = load_schedule(printed["file"])
