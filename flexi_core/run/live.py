@@ -72,7 +72,8 @@ class LiveRun:
             return self._strip("The run was stopped.")
         if not report.steps:
             return replace(self._strip(report.verdict, ""), details=shortened(" ".join(report.reasons), _LONGEST))
-        return self._strip(report.verdict, report.letters, "\n".join([*report.reasons, *_macs(report), *_seconds_by_kind(report)]))
+        details = [*report.reasons, *_macs(report), *_seconds_by_kind(report)]
+        return self._strip(report.verdict, report.letters, "\n".join(details))
 
 
 def _seconds_by_kind(report: RunReport) -> list[str]:
@@ -86,6 +87,6 @@ def _seconds_by_kind(report: RunReport) -> list[str]:
 
 
 def _macs(report: RunReport) -> list[str]:
-    """Return what was saved of the network's work: counted here, while the sampler's node still runs, no report waits for it."""
+    """Return what was saved of the network's work; counted while the sampler's node still runs, so that no report waits."""
     saved = report.speedup_macs
     return [] if saved is None else [f"{saved:.2f}x fewer MACs than all steps full."]
