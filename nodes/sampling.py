@@ -44,7 +44,8 @@ class FlexiApply(io.ComfyNode):
             description="Faster sampling: puts a schedule, which speeds it up, into every sampling with this model: the "
             "schedule's full steps run the whole network, its partial steps the shallow blocks of a U-Net or the first ones of "
             f"a transformer (DeepCache, Ma et al., 2023), its null steps none of it ({PAPER}). Works with any sampler and "
-            "scheduler; bypassed, it changes nothing.",
+            "scheduler; bypassed, it changes nothing. Use it in place of TeaCache, EasyCache or another step cache, not "
+            "together with one.",
             inputs=[
                 io.Model.Input(
                     "model",

@@ -19,7 +19,7 @@ from .segment import BASES, DEFAULT_DEPTH, MAX_STEPS, Segment
 
 MAX_TEXT = 100_000  # characters
 _MAX_NESTING = 8
-_LETTERS = "FPNXfp"
+_LETTERS = "".join(kind.value for kind in StepKind)
 _TOKEN = re.compile(
     r"\s*(?:(-?(?:\d{1,20}\.?\d{0,20}|\.\d{1,20})e-?\d{1,3}|-?\d*\.\d+|-\d+)|(\d+)|([A-Za-z]+)|([|@*();=,~^/])|(\S))"
 )
