@@ -8,9 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 # By name: the command's function, by its module in `commands`, and its own first line.
 COMMANDS = {
@@ -63,7 +62,7 @@ COMMANDS = {
 }
 
 
-def command(name: str) -> click.Command:
+def command(name: str) -> TyperCommand:
     """Return a command with its options; its module is imported for that."""
     module, function = COMMANDS[name][0].split(".")
     made = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -76,9 +75,9 @@ class _Commands(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = {name: click.Command(name, help=line) for name, (_, line) in COMMANDS.items()}
+        self.commands = {name: TyperCommand(name, help=line) for name, (_, line) in COMMANDS.items()}
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, TyperCommand | None, list[str]]:
         """Return the command that is asked for, with its options."""
         if args and args[0] in COMMANDS:
             self.commands[args[0]] = command(args[0])
