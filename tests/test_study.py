@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -390,3 +391,116 @@ def test_a_schedules_file_says_what_was_measured_and_where_it_is_from():
         },
         "provenance": {"tool": "flexiffusion", "version": __version__, "seed": 7, "study": "s"},
     }
+
+
+class Clock:
+    """Seconds that a test hands out."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def judged(number: int, seconds: float, state: TrialState = TrialState.COMPLETE) -> SimpleNamespace:
+    """Return what the time of a candidate is read from."""
+    return SimpleNamespace(number=number, state=state, user_attrs={"seconds": seconds, "spent": 10.0})
+
+
+def ending_of(trials, minutes=10.0, teacher=0.0, full_run=1.0, steps=5, **changes):
+    """Return what is reckoned of a search's end, and the settings that decide it."""
+    deadline = Deadline(minutes, clock=Clock())
+    if full_run:
+        deadline.measure(full_run, 1.0)
+    fitness = SimpleNamespace(stages=(2, 16), teacher_seconds=teacher)
+    settings = SimpleNamespace(**{"finalists": 3, "reuse_guidance": False, **changes})
+    return studies._Ending(trials, fitness, settings, deadline, steps), deadline
+
+
+def test_the_end_is_reckoned_from_the_dearest_candidate_but_the_first():
+    ending, deadline = ending_of([judged(0, 9.0), judged(1, 4.0), judged(2, 6.0), judged(3, 8.0, TrialState.PRUNED)])
+    assert ending.candidate == ending.finalist == 6.0
+    assert ending_of([judged(0, 9.0)])[0].candidate == 9.0, "there is no other"
+    assert ending_of([judged(0, 9.0, TrialState.PRUNED)])[0].candidate == 0.0
+    # Twice the samples, by full runs where these are known to take longer.
+    assert ending.teacher == 2 * 16 * deadline.full_run
+    assert ending_of([judged(0, 9.0)], teacher=1000.0)[0].teacher == 2000.0
+    # A moved schedule is evaluated once more, and meets its start where no finals did.
+    assert ending.result == 6.0 + 6.0
+    assert ending_of([judged(0, 9.0), judged(1, 6.0)], finalists=0)[0].result == 6.0 + 2 * 6.0
+    dear, _ = ending_of([judged(0, 9.0), judged(1, 6.0)], reuse_guidance=True)
+    assert dear.finalist == 12.0 and dear.result == 6.0 + 12.0
+
+
+def test_a_full_run_is_measured_by_the_dearest_candidate_where_nothing_else_did():
+    # 16 samples and 2 fitted ones of 10 evaluations in runs of 5 steps; the first candidate's fit samples the teacher too.
+    _, later = ending_of([judged(0, 9.0), judged(1, 72.0)], full_run=0.0)
+    _, known = ending_of([judged(1, 72.0)], full_run=2.0)
+    _, first = ending_of([judged(0, 76.0)], full_run=0.0)
+    twice = Deadline(10.0, clock=Clock())
+    twice.measure(2.0, 1.0)
+    assert later.full_run == known.full_run == first.full_run == twice.full_run > 0
+
+
+def test_time_is_kept_free_for_as_many_finalists_as_there_is_room_for():
+    ending, _ = ending_of([judged(0, 9.0), judged(1, 6.0)])
+    teacher = ending.teacher
+    assert ending.reserved(math.inf, True, True) == 0.0
+    assert ending.reserved(1000.0, False, False) == 0.0
+    assert ending.reserved(teacher + 18.0, True, False) == teacher + 18.0
+    assert ending.reserved(teacher + 17.9, True, False) == teacher + 12.0
+    assert ending.reserved(teacher + 11.9, True, False) == 0.0, "one alone has nobody to meet"
+    # Moves take a quarter of the minutes, as far as there is room; none where one would not come to an end.
+    assert ending.reserved(1000.0, True, True) == teacher + 18.0 + 150.0
+    assert ending.reserved(teacher + 18.0 + 20.0, True, True) == teacher + 18.0 + 20.0
+    assert ending.reserved(teacher + 18.0 + 18.0, True, True) == teacher + 18.0
+    assert ending.reserved(1000.0, False, True) == 150.0
+    # Without finals, the teacher's samples are the moves' to make.
+    assert ending.reserved(teacher + 18.0, False, True) == 0.0
+    assert ending.reserved(teacher + 19.0, False, True) == teacher + 19.0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "held", "tried", "words"),
+    [
+        (3, 3, 5, ()),
+        (3, 2, 5, ("for lack of time 2 of the 3 finalists met again on more samples",)),
+        (3, 0, 5, ("for lack of time none of the 3 finalists met again on more samples",)),
+        (1, 0, 5, ()),
+        (2, 2, 0, ("for lack of time no noise levels were moved",)),
+    ],
+)
+def test_what_was_left_out_in_the_end_is_said_and_its_seconds_are_kept(monkeypatch, wanted, held, tried, words):
+    ending, deadline = ending_of([judged(0, 9.0), judged(1, 6.0)])
+    study, asked = optuna.create_study(), []
+
+    def hold(*given):
+        asked.append(given)
+        deadline.clock.now += 7.0
+        return held
+
+    def move(*given):
+        asked.append(given)
+        deadline.clock.now += 5.0
+        return tried
+
+    monkeypatch.setattr(studies, "finalists", lambda _, most: list(range(wanted)))
+    monkeypatch.setattr(studies, "hold_finals", hold)
+    monkeypatch.setattr(studies, "move_levels", move)
+    settings = SimpleNamespace(finalists=3)
+    state = studies.SearchState(2, 15.0, 0.0, None, moving=True)
+
+    def run(moves):
+        return studies._end(study, None, settings, deadline, ending, moves, 40, state, lambda _: None)
+
+    assert run(True) == words
+    assert study.user_attrs[studies._ENDING] == 12.0
+    assert run(False) == tuple(word for word in words if "levels" not in word), "moves were not wanted"
+    assert study.user_attrs[studies._ENDING] == 19.0, "with what an earlier command took"
+    finals, moves = asked[:2]
+    assert finals[2] == 3 and finals[4:] == (ending.finalist, ending.teacher)
+    assert moves[2] == 40 and moves[3] == 0.25 * 600.0
+    # What a moved schedule's judging takes is kept free, with the teacher's samples where no finals made them.
+    kept = deadline.to_search - moves[6]()
+    assert kept == ending.result + (0.0 if held else ending.teacher)
