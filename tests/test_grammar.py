@@ -277,3 +277,8 @@ def test_all_full_is_known(text, expected):
 def test_a_blend_of_any_factor_round_trips(factor):
     schedule = Schedule((Segment((StepKind.FULL, StepKind.EXTRAPOLATED), blend=(1.0, factor)),))
     assert Schedule.parse(str(schedule)) == schedule
+
+
+def test_a_segment_that_is_put_together_by_hand_is_held_to_the_same():
+    with pytest.raises(ScheduleError, match="has a blend and no extrapolated step X"):
+        Segment((StepKind.FULL, StepKind.NULL), None, (1.0,))
