@@ -141,12 +141,13 @@ def count_macs(network: nn.Module, call: NetworkCall | ModelCall, lists: BlockLi
     if key is None:
         return _counted(network, shapes, lists)
     known = _known.setdefault(network, {})
-    if key not in known:
-        known[key] = _counted(network, shapes, lists)
-    return known[key]
+    cost = known.get(key) or _counted(network, shapes, lists)
+    if cost is not None:  # what failed may have been another pack's patch, gone at the next run
+        known[key] = cost
+    return cost
 
 
-_known: WeakKeyDictionary[nn.Module, dict[Hashable, NetworkCost | None]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, dict[Hashable, NetworkCost]] = WeakKeyDictionary()
 
 
 def _shapes_key(call: NetworkCall | ModelCall) -> Hashable | None:
