@@ -504,3 +504,31 @@ def test_what_was_left_out_in_the_end_is_said_and_its_seconds_are_kept(monkeypat
     # What a moved schedule's judging takes is kept free, with the teacher's samples where no finals made them.
     kept = deadline.to_search - moves[6]()
     assert kept == ending.result + (0.0 if held else ending.teacher)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_the_share_that_is_spent_is_this_workers_own_of_what_all_of_them_spent(search, backend, tmp_path, monkeypatch, many):
+    shares, make = [], studies.make_sampler
+
+    def kept(name, space, seed, share):
+        shares.append(share)
+        return make(name, space, seed, share)
+
+    monkeypatch.setattr(studies, "make_sampler", kept)
+    settings = SearchSettings.of(backend, 2.0, samples=16)
+    deadline = Deadline(10.0, clock=Clock())
+
+    class Slow(KnownOptimum):
+        def staged(self, schedule):
+            deadline.clock.now += 0.1
+            yield from super().staged(schedule)
+
+    def passes(state):
+        deadline.clock.now += 15.0
+
+    study = open_study(f"sqlite:///{tmp_path}/s.db", "s", settings)
+    heartbeat = Heartbeat(study) if many else None
+    search(study, Slow(), evaluations=3, deadline=deadline, on_progress=passes, heartbeat=heartbeat)
+    spent = 6000.0 * (deadline.past / studies._seconds(study.trials) if many else 1.0)
+    assert shares[-1]([judged(0, 6000.0)]) == pytest.approx(spent / 600.0)
+    assert shares[-1]([judged(0, 0.0)] * 2) == pytest.approx(2 / 3)
