@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -532,3 +532,19 @@ def test_the_share_that_is_spent_is_this_workers_own_of_what_all_of_them_spent(s
     spent = 6000.0 * (deadline.past / studies._seconds(study.trials) if many else 1.0)
     assert shares[-1]([judged(0, 6000.0)]) == pytest.approx(spent / 600.0)
     assert shares[-1]([judged(0, 0.0)] * 2) == pytest.approx(2 / 3)
+
+
+def test_a_result_is_near_with_its_best_candidate_alone(search, tmp_path):
+    _, found = search(f"sqlite:///{tmp_path}/s.db", evaluations=2)
+    assert found.best.evaluation.psnr_db == 20.0
+    assert found.is_near(20.0) is True and found.is_near(20.1) is False
+    assert replace(found, best=None).is_near(0.0) is False
+
+
+def test_who_watches_is_told_when_the_end_begins(backend, tmp_path, monkeypatch):
+    settings, met = SearchSettings.of(backend, 2.0, samples=16), []
+    study = open_study(f"sqlite:///{tmp_path}/s.db", "s", settings)
+    monkeypatch.setattr(studies, "_end", lambda *given: met.append(given[7]) or ("in short",))
+    result = run_search(study, settings.space(backend.cost), KnownOptimum(), evaluations=2, on_progress=met.append)
+    assert [state.moving for state in met] == [False, False, False, True] and met[-1].finished == 2
+    assert result.words == ("in short",)
