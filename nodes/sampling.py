@@ -39,7 +39,7 @@ class FlexiApply(io.ComfyNode):
         return io.Schema(
             node_id="FlexiApply",
             **found_as(),
-            display_name="Flexi Apply (Faster Sampling, Cache)",
+            display_name="Flexi Apply (Faster, Cache)",
             category=CATEGORY,
             description="Faster sampling: puts a schedule, which speeds it up, into every sampling with this model: the "
             "schedule's full steps run the whole network, its partial steps the shallow blocks of a U-Net or the first ones of "

@@ -69,7 +69,7 @@ class FlexiPreset(io.ComfyNode):
         return io.Schema(
             node_id="FlexiPreset",
             **found_as(),
-            display_name="Flexi Preset (Speed Up, DeepCache)",
+            display_name="Flexi Preset (Speed, DeepCache)",
             category=CATEGORY,
             description="A ready schedule for any sampler and number of steps, chosen when sampling starts. 1.25x to 5x "
             f"compute four fifths to a fifth of the steps and extrapolate the others ({PAPER}); where nothing beats as many "
